@@ -1,0 +1,255 @@
+"""Configuration: YAML in, frozen pydantic models out.
+
+One YAML file describes a run; `--set a.b=c` overrides single keys; there is no other source. Every mistake
+in the file is reported at once, each with its dotted path, the value found and, for an unknown key, the
+nearest valid one. `load_config` is shared with the trainer; the models of a corpus stand below it.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from corpus_builder.errors import ConfigError
+
+LEVELS = ("O0", "O1", "O2", "O3", "Os")
+SPLITS = ("train", "valid", "test")
+
+ConfigT = TypeVar("ConfigT", bound="ConfigModel")
+Level = Literal["O0", "O1", "O2", "O3", "Os"]
+Split = Literal["train", "valid", "test"]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class ConfigModel(BaseModel):
+    """A frozen group of settings that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PypiSource(ConfigModel):
+    """A source distribution of a Python package that carries a C library."""
+
+    kind: Literal["pypi"] = "pypi"
+    package: str
+    version: str
+    sha256: Sha256
+
+
+class ArchiveSource(ConfigModel):
+    """A tar or zip archive, given as a URL or a local file."""
+
+    kind: Literal["archive"]
+    location: str
+    sha256: Sha256
+
+
+class PathSource(ConfigModel):
+    """A folder on this machine, used in place."""
+
+    kind: Literal["path"]
+    path: Path
+
+
+Source = Annotated[PypiSource | ArchiveSource | PathSource, Field(discriminator="kind")]
+
+
+class Recipe(ConfigModel):
+    """How to compile a project that brings no compile commands of its own. Paths are relative to `root`."""
+
+    root: str = "."
+    """Folder inside the source that the other paths start from; a glob that matches one folder is allowed."""
+    sources: tuple[str, ...]
+    """Globs of the C files to compile, such as `src/**/*.c`."""
+    exclude: tuple[str, ...] = ()
+    """Globs of files to leave out, such as tests and other platforms' files."""
+    include: tuple[str, ...] = ()
+    """Include folders, given to the compiler as -I in this order."""
+    defines: tuple[str, ...] = ()
+    """Macros, `NAME` or `NAME=value`, given to the compiler as -D."""
+    flags: tuple[str, ...] = ()
+    """Any other compiler flags, such as `-std=gnu11`; never -O flags."""
+    files: Mapping[str, str] = {}
+    """Files to write before compiling, path to text: such as the config.h its configure would have made."""
+
+
+class Project(ConfigModel):
+    """One codebase at one pinned version: the unit of the train/valid/test split."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    version: str
+    """Version of the C library itself, which is not always that of the package that carries it."""
+    license: str
+    """SPDX expression."""
+    source: Source
+    recipe: Recipe
+    split: Split | None = None
+    """Fixes the project's split; without it the project's name decides."""
+
+
+class SplitConfig(ConfigModel):
+    """Shares of projects whose split is not fixed; the rest is for training."""
+
+    valid: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    test: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    seed: int = 0
+
+
+class DedupConfig(ConfigModel):
+    """When two functions count as the same."""
+
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Jaccard similarity of source-token shingles above which two functions are near duplicates."""
+    num_perm: Annotated[int, Field(ge=16)] = 128
+    """MinHash permutations: more is more exact and slower."""
+    shingle: Annotated[int, Field(ge=1)] = 5
+    """Tokens per shingle."""
+
+
+class LimitsConfig(ConfigModel):
+    """What one compiler call may use before it is killed and counted as a failure."""
+
+    time_s: Annotated[float, Field(gt=0)] = 120.0
+    memory_mib: Annotated[int, Field(gt=0)] = 4096
+    output_mib: Annotated[int, Field(gt=0)] = 256
+
+
+class ShardConfig(ConfigModel):
+    """How shards are cut and compressed."""
+
+    samples: Annotated[int, Field(ge=1)] = 1000
+    """Functions per shard."""
+    zstd_level: Annotated[int, Field(ge=1, le=19)] = 9
+    format: Literal["tar.zst", "tar"] = "tar.zst"
+
+
+class CorpusConfig(ConfigModel):
+    """One corpus: which projects, through which toolchains, at which levels, into which folder."""
+
+    name: str
+    output: Path
+    """Folder of the finished corpus; relative to the working directory."""
+    cache: Path = Path("~/.cache/asmtrain")
+    """Where fetched sources are kept between builds."""
+    toolchains: tuple[str, ...]
+    """Entries of `toolchain_file`; `aarch64.gcc` takes the first gcc for aarch64 there that is installed."""
+    toolchain_file: Path = Path("configs/toolchains.yaml")
+    levels: tuple[Level, ...] = LEVELS  # type: ignore[assignment]  # the tuple spells out the same literals
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Units compiled at a time; 0 is one per CPU of the Ray cluster."""
+    projects: tuple[Project, ...]
+    split: SplitConfig = SplitConfig()
+    dedup: DedupConfig = DedupConfig()
+    limits: LimitsConfig = LimitsConfig()
+    shards: ShardConfig = ShardConfig()
+
+    @field_validator("projects")
+    @classmethod
+    def _names_are_unique(cls, projects: tuple[Project, ...]) -> tuple[Project, ...]:
+        names = [project.name for project in projects]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"project names must be unique; given more than once: {', '.join(twice)}")
+        if not projects:
+            raise ValueError("at least one project is needed")
+        return projects
+
+
+def load_config(model: type[ConfigT], path: Path, overrides: Sequence[str] = ()) -> ConfigT:
+    """Read one YAML file, apply `a.b=c` overrides, validate.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds mistakes; the message lists all of them.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read config {path}: {error.strerror}", remedy="check the path") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        place = " ".join(str(error).split())
+        raise ConfigError(f"{path} is not valid YAML: {place}", remedy="correct the file") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} does not hold a YAML mapping", remedy="see configs/ for examples")
+    for override in overrides:
+        _apply_override(data, override)
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        lines = [_describe(model, item) for item in error.errors()]
+        raise ConfigError(
+            f"{path} has {len(lines)} mistake{'s' if len(lines) > 1 else ''}:\n  " + "\n  ".join(lines),
+            remedy="every key is explained beside its field in the config classes and in configs/",
+        ) from None
+
+
+def _apply_override(data: dict[Any, Any], override: str) -> None:
+    dotted, separator, text = override.partition("=")
+    if not separator or not dotted:
+        raise ConfigError(
+            f"--set {override!r} is not of the form a.b=c", remedy="write --set key.subkey=value"
+        )
+    node: Any = data
+    *parents, last = dotted.split(".")
+    for part in parents:
+        node = _child(node, part, override)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override!r}: the value is not valid YAML", remedy="quote it") from None
+    if isinstance(node, list):
+        node[_position(node, last, override)] = value
+    else:
+        node[last] = value
+
+
+def _child(node: Any, part: str, override: str) -> Any:
+    if isinstance(node, list):
+        return node[_position(node, part, override)]
+    child = node.setdefault(part, {})
+    if not isinstance(child, dict | list):
+        raise ConfigError(
+            f"--set {override!r}: {part!r} is not a group of keys", remedy="check the dotted path"
+        )
+    return child
+
+
+def _position(items: list[Any], part: str, override: str) -> int:
+    """A list item is named by its number or by its `name:` key."""
+    for number, item in enumerate(items):
+        if part == str(number) or (isinstance(item, dict) and item.get("name") == part):
+            return number
+    raise ConfigError(f"--set {override!r}: no item {part!r} in that list", remedy="use its number or name")
+
+
+def _describe(model: type[BaseModel], item: Any) -> str:
+    dotted = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        near = _nearest_key(model, item["loc"])
+        hint = f"; did you mean {near!r}?" if near else ""
+        return f"{dotted}: unknown key (value {item['input']!r}){hint}"
+    if item["type"] == "missing":
+        return f"{dotted}: required, but not given"
+    return f"{dotted}: {item['msg']} (value {item['input']!r})"
+
+
+def _nearest_key(model: type[BaseModel], loc: tuple[int | str, ...]) -> str | None:
+    """The valid key closest to the unknown one, among the fields of the models that `loc` leads to."""
+    candidates: set[type[BaseModel]] = {model}
+    for part in loc[:-1]:
+        inner: set[type[BaseModel]] = set()
+        for candidate in candidates:
+            field = candidate.model_fields.get(str(part))
+            inner |= _models_in(field.annotation) if field else set()
+        candidates = inner or candidates  # list numbers and union tags lead nowhere: stay
+    names = [name for candidate in candidates for name in candidate.model_fields]
+    near = difflib.get_close_matches(str(loc[-1]), names, n=1, cutoff=0.5)
+    return near[0] if near else None
+
+
+def _models_in(annotation: Any) -> set[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return {annotation}
+    return {found for argument in get_args(annotation) for found in _models_in(argument)}

@@ -1,0 +1,244 @@
+"""Shards: write, read, index, verify.
+
+A shard is a WebDataset tar of function records, compressed with zstd. Its bytes depend on nothing but its
+records and the compression level: tar headers carry no time, owner or mode of this machine. A shard is
+written under a temporary name, synced, renamed, and only then listed in `index.json` with its sha256, so it
+is whole or absent.
+
+webdataset's own expander and grouper read the stream, on any Python; ShardWriter is not used because it
+leaves compressed streams unfinished and stamps the time of writing into headers (docs/decisions.md).
+"""
+
+import errno
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import zstandard
+from pydantic import BaseModel, ConfigDict, ValidationError
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from corpus_builder.errors import EmptyCorpus, OutputError, ShardError
+from corpus_builder.record import SCHEMA_VERSION, FunctionRecord, record_from_members, record_members
+
+_REBUILD = "delete it and build again: finished units are reused"
+
+
+class ShardEntry(BaseModel):
+    """One line of the index: a shard that is whole."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    split: str
+    sha256: str
+    size_bytes: int
+    num_functions: int
+    num_variants: int
+
+
+class CorpusIndex(BaseModel):
+    """`index.json`: what a corpus holds. Equal builds give equal bytes, so it carries no time and no path."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    toolchains: dict[str, str]
+    """Variant prefix (`aarch64.gcc12`) to the first line of the compiler's --version."""
+    levels: tuple[str, ...]
+    projects: dict[str, dict[str, Any]]
+    """Project name to version, license, split, source, and numbers of units and functions."""
+    shards: tuple[ShardEntry, ...]
+    totals: dict[str, int]
+    """projects, units, functions, variants, assembly_bytes, shard_bytes, and what dedup removed."""
+    failures: dict[str, int]
+    """`variant prefix/stage/cause` to the number of units."""
+
+    def sha256(self) -> str:
+        """The corpus's identity: equal for equal content."""
+        return hashlib.sha256(_index_text(self).encode()).hexdigest()
+
+
+def _index_text(index: CorpusIndex) -> str:
+    return json.dumps(index.model_dump(), indent=1, sort_keys=True) + "\n"
+
+
+@contextmanager
+def atomic_output(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that appears under `path` whole and synced, or not at all.
+
+    Raises:
+        OutputError: the disk is full, or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        remedy = "free some space" if error.errno == errno.ENOSPC else "check the path and its permissions"
+        remedy += "; what was finished before is intact, the same command goes on from there"
+        raise OutputError(f"cannot write {path}: {error.strerror}", remedy=remedy) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_shard(path: Path, split: str, records: Iterable[FunctionRecord], *, zstd_level: int) -> ShardEntry:
+    """Write one shard, compressed unless its name ends in `.tar`.
+
+    Raises:
+        OutputError: the disk is full, or the folder cannot be written.
+    """
+    num_functions = num_variants = 0
+    with atomic_output(path) as raw:
+        hashing = _HashingWriter(raw)
+        with _compressed(hashing, path, zstd_level) as stream, tarfile.open(fileobj=stream, mode="w|") as tar:
+            for record in records:
+                num_functions += 1
+                num_variants += len(record.assembly)
+                for extension, body in record_members(record).items():
+                    header = tarfile.TarInfo(f"{record.key}.{extension}")
+                    header.size = len(body)
+                    tar.addfile(header, io.BytesIO(body))
+    return ShardEntry(
+        name=path.name,
+        split=split,
+        sha256=hashing.digest.hexdigest(),
+        size_bytes=hashing.size_bytes,
+        num_functions=num_functions,
+        num_variants=num_variants,
+    )
+
+
+class _HashingWriter(io.RawIOBase):
+    """Passes bytes on, keeping their sha256 and number."""
+
+    def __init__(self, target: IO[bytes]) -> None:
+        self.target = target
+        self.digest = hashlib.sha256()
+        self.size_bytes = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        self.size_bytes += len(data)
+        return self.target.write(data)
+
+
+@contextmanager
+def _compressed(target: Any, path: Path, zstd_level: int) -> Iterator[Any]:
+    if path.suffix == ".tar":
+        yield target
+        return
+    compressor = zstandard.ZstdCompressor(level=zstd_level, write_checksum=True)
+    with compressor.stream_writer(target, closefd=False) as stream:
+        yield stream
+
+
+def write_index(corpus: Path, index: CorpusIndex) -> None:
+    """Publish the index; this is what makes a corpus exist."""
+    with atomic_output(corpus / "index.json") as stream:
+        stream.write(_index_text(index).encode())
+
+
+def load_index(corpus: Path) -> CorpusIndex:
+    """Read `index.json`.
+
+    Raises:
+        ShardError: the folder holds no corpus, or the index is damaged.
+    """
+    path = corpus / "index.json"
+    try:
+        return CorpusIndex.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise ShardError(
+            f"{corpus} holds no corpus: index.json is missing",
+            remedy="run corpus-builder build, or give the folder named by `output` in the corpus config",
+        ) from None
+    except ValidationError as error:
+        raise ShardError(f"{path} is damaged: {error.error_count()} wrong fields", remedy=_REBUILD) from None
+
+
+def read_shard(path: Path) -> Iterator[FunctionRecord]:
+    """The records of one shard, in their order.
+
+    Raises:
+        ShardError: the shard is missing, truncated or damaged.
+    """
+    try:
+        with open(path, "rb") as raw:
+            stream: Any = raw if path.suffix == ".tar" else zstandard.ZstdDecompressor().stream_reader(raw)
+            for sample in group_by_keys(tar_file_expander([{"url": str(path), "stream": stream}])):
+                members = {name: body for name, body in sample.items() if not name.startswith("__")}
+                yield record_from_members(sample["__key__"], members)
+    except FileNotFoundError:
+        raise ShardError(f"shard {path} is missing", remedy=_REBUILD) from None
+    except (tarfile.TarError, zstandard.ZstdError, EOFError, ValueError, OSError) as error:
+        reason = str(error.args[0]) if error.args else type(error).__name__
+        raise ShardError(f"shard {path} is damaged: {reason}", remedy=_REBUILD) from None
+
+
+def shard_paths(corpus: Path, split: str) -> list[Path]:
+    """The shards of one split, in order.
+
+    Raises:
+        ShardError: there is no corpus.
+        EmptyCorpus: the split holds no shard.
+    """
+    entries = [entry for entry in load_index(corpus).shards if entry.split == split]
+    if not entries:
+        raise EmptyCorpus(
+            f"corpus {corpus} has no function in split {split!r}",
+            remedy="add projects, or fix a project's `split` in the corpus config",
+        )
+    return [corpus / entry.name for entry in entries]
+
+
+def read_split(corpus: Path, split: str) -> Iterator[FunctionRecord]:
+    """All records of one split, shard after shard; raises as `shard_paths` and `read_shard` do."""
+    for path in shard_paths(corpus, split):
+        yield from read_shard(path)
+
+
+def verify_shards(corpus: Path, progress: Callable[[str], None] = lambda name: None) -> list[str]:
+    """Compare every shard with the index: present, sha256, readable, counts. Returns the problems found."""
+    problems = []
+    for entry in load_index(corpus).shards:
+        progress(entry.name)
+        path = corpus / entry.name
+        if not path.exists():
+            problems.append(f"{entry.name}: missing")
+            continue
+        with open(path, "rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != entry.sha256:
+                problems.append(f"{entry.name}: sha256 differs from the index")
+                continue
+        problems += _verify_records(path, entry)
+    return problems
+
+
+def _verify_records(path: Path, entry: ShardEntry) -> list[str]:
+    try:
+        records = list(read_shard(path))
+    except ShardError as error:
+        return [error.message]
+    problems = []
+    if len(records) != entry.num_functions:
+        problems.append(f"{entry.name}: {len(records)} functions, the index says {entry.num_functions}")
+    for record in records:
+        for variant, meta in record.meta.variants.items():
+            if hashlib.sha256(record.assembly[variant].encode()).hexdigest() != meta.sha256:
+                problems.append(f"{entry.name}: {record.key} {variant}: text differs from its sha256")
+    return problems

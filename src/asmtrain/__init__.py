@@ -1,0 +1,1 @@
+"""Trains, exports and judges assembly models on the corpora that corpus_builder makes."""

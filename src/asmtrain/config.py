@@ -1,0 +1,227 @@
+"""The configuration of a training run, its only source of settings.
+
+A run is a list of stages over one model. `load_train_config` reads one YAML file; what DeepSpeed needs is derived
+from it by `engine.deepspeed_config`.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from corpus_builder.config import ConfigModel, Split, load_config
+
+__all__ = [
+    "CheckpointConfig",
+    "DataConfig",
+    "EmbeddingConfig",
+    "EngineConfig",
+    "Full",
+    "Lora",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ShapeConfig",
+    "StageConfig",
+    "TokenizerConfig",
+    "TrainConfig",
+    "load_train_config",
+]
+
+Positive = Annotated[int, Field(ge=1)]
+Dtype = Literal["fp32", "bf16"]
+
+
+class ShapeConfig(ConfigModel):
+    """A Llama's architecture, for a model that starts from random weights or for a dry run without any."""
+
+    vocab_size: Positive
+    hidden_size: Positive
+    intermediate_size: Positive
+    num_layers: Positive
+    num_heads: Positive
+    num_kv_heads: Positive
+    rope_theta: float = 10000.0
+    tie_embeddings: bool = False
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> "ShapeConfig":
+        if self.hidden_size % self.num_heads or self.num_heads % self.num_kv_heads:
+            raise ValueError("hidden_size must be a multiple of num_heads, and num_heads of num_kv_heads")
+        return self
+
+
+class ModelConfig(ConfigModel):
+    """Where the weights come from: a Hugging Face folder or hub name (`path`), or random ones in `shape`."""
+
+    path: str | None = None
+    shape: ShapeConfig | None = None
+    """Required without `path`; beside `path` it lets `--dry-run` work before the weights are there."""
+    dtype: Dtype = "fp32"
+    """Of the weights and the computation; `path` models keep it in their exports."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more compute."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "ModelConfig":
+        if self.path is None and self.shape is None:
+            raise ValueError("give `path` (a Hugging Face model folder) or `shape` (a new model)")
+        return self
+
+
+class TokenizerConfig(ConfigModel):
+    """How the tokenizer of a new model is trained; a model with `path` brings its own."""
+
+    corpus: Path
+    """Corpus whose training split it learns from."""
+    max_functions: Positive = 4000
+    """Functions it learns from, evenly spread over the split."""
+
+
+class DataConfig(ConfigModel):
+    """One part of a stage's mixture: a corpus seen through a task's format."""
+
+    corpus: Path
+    task: Literal["completion", "retrieval"]
+    """`completion` shows clean assembly; `retrieval` shows it as a stripped binary would."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Share of the stage's tokens, relative to the other parts."""
+    max_functions: Positive | None = None
+    """Use this many functions of the split, evenly spread; all without it."""
+    variants: tuple[str, ...] = ("*",)
+    """Globs over variant names, such as `aarch64.*.o2`."""
+
+
+class Full(ConfigModel):
+    """Train every weight."""
+
+    kind: Literal["full"]
+
+
+class Lora(ConfigModel):
+    """Train low-rank updates of the linear layers (Hu et al. 2021), and some modules in full."""
+
+    kind: Literal["lora"]
+    rank: Positive = 16
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Module names that get an adapter; `all-linear` is every linear layer but the head."""
+    unfreeze: tuple[Literal["lm_head", "embed_tokens"], ...] = ()
+    """Modules trained in full beside the adapters."""
+
+
+class OptimizerConfig(ConfigModel):
+    """AdamW with warm-up, then cosine or constant."""
+
+    lr: Annotated[float, Field(gt=0)]
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    schedule: Literal["cosine", "constant"] = "cosine"
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of `lr` that a cosine schedule ends at."""
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+
+
+class EmbeddingConfig(ConfigModel):
+    """How a function becomes a vector, and the contrastive loss that trains it."""
+
+    pooling: Literal["mean", "lasttoken"] = "lasttoken"
+    dim: Positive = 128
+    """Length of the vector."""
+    temperature: Annotated[float, Field(gt=0)] = 0.05
+    max_tokens: Positive = 256
+    """Longer functions are cut, keeping the end token."""
+    functions_per_step: Positive = 64
+    """Functions in a step over all ranks, each seen in two variants: the other functions are its negatives."""
+
+
+class StageConfig(ConfigModel):
+    """One training phase: objective, data mixture, what is trainable, schedule."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    objective: Literal["causal_lm", "contrastive"]
+    data: tuple[DataConfig, ...]
+    trainable: Annotated[Full | Lora, Field(discriminator="kind")]
+    optimizer: OptimizerConfig
+    steps: Positive
+    """Optimizer steps."""
+    context: Positive = 1024
+    """Tokens in a packed row (`causal_lm`)."""
+    rows_per_step: Positive = 16
+    """Packed rows in a step over all ranks and micro-steps (`causal_lm`)."""
+    micro_rows: Positive = 8
+    """Rows, or function pairs of a contrastive step, in one forward pass of one rank."""
+    embedding: EmbeddingConfig | None = None
+    """Required by `contrastive`."""
+    eval_rows: Annotated[int, Field(ge=0)] = 64
+    """Rows of the validation split whose loss is measured when the stage ends; 0 for none."""
+
+    @model_validator(mode="after")
+    def _fits_objective(self) -> "StageConfig":
+        if self.objective == "contrastive" and self.embedding is None:
+            raise ValueError("a contrastive stage needs an `embedding` group")
+        if self.objective == "contrastive" and len(self.data) != 1:
+            raise ValueError("a contrastive stage takes one corpus in `data`")
+        return self
+
+
+class EngineConfig(ConfigModel):
+    """How DeepSpeed spreads the model over ranks."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    offload_optimizer: bool = False
+    """Keep optimizer states in CPU memory."""
+
+
+class CheckpointConfig(ConfigModel):
+    """When a run saves what it needs to go on."""
+
+    every_steps: Positive = 100
+    keep: Positive = 2
+    """Newest checkpoints kept; a stage's result is always kept."""
+
+
+class TrainConfig(ConfigModel):
+    """One run: a model, its stages, its folder."""
+
+    run: Path
+    """Folder of checkpoints, stage results and TensorBoard events."""
+    seed: int = 0
+    model: ModelConfig
+    tokenizer: TokenizerConfig | None = None
+    """Required by a model without `path`."""
+    stages: tuple[StageConfig, ...]
+    engine: EngineConfig = EngineConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    validation_split: Split = "valid"
+    deepspeed: Mapping[str, Any] = {}
+    """For experts: merged last into the DeepSpeed dictionary."""
+
+    @field_validator("stages")
+    @classmethod
+    def _stages_make_sense(cls, stages: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]:
+        names = [stage.name for stage in stages]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"at least one stage is needed, with unique names; got {names}")
+        for before, after in zip(stages, stages[1:], strict=False):
+            both_lora = isinstance(before.trainable, Lora) and isinstance(after.trainable, Lora)
+            if both_lora and before.trainable != after.trainable:
+                raise ValueError(
+                    f"stage {after.name!r} goes on with the adapter of {before.name!r}: "
+                    "their `trainable` groups must be equal"
+                )
+        return stages
+
+    @model_validator(mode="after")
+    def _new_model_has_tokenizer(self) -> "TrainConfig":
+        if self.model.path is None and self.tokenizer is None:
+            raise ValueError("a new model needs a `tokenizer` group")
+        return self
+
+
+def load_train_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a training config; raises ConfigError listing every mistake."""
+    return load_config(TrainConfig, path, overrides)
