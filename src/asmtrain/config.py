@@ -1,9 +1,10 @@
 """The configuration of a training run, its only source of settings.
 
-A run is a list of stages over one model. `load_train_config` reads one YAML file; what DeepSpeed needs is derived
-from it by `engine.deepspeed_config`.
+A run is a list of stages over one model. `load_train_config` reads one YAML file; what DeepSpeed needs is
+derived from it by `engine.deepspeed_config`.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -135,7 +136,7 @@ class EmbeddingConfig(ConfigModel):
     max_tokens: Positive = 256
     """Longer functions are cut, keeping the end token."""
     functions_per_step: Positive = 64
-    """Functions in a step over all ranks, each seen in two variants: the other functions are its negatives."""
+    """Functions in a step over all ranks, each in two variants; the other functions are its negatives."""
 
 
 class StageConfig(ConfigModel):
@@ -206,7 +207,7 @@ class TrainConfig(ConfigModel):
         names = [stage.name for stage in stages]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"at least one stage is needed, with unique names; got {names}")
-        for before, after in zip(stages, stages[1:], strict=False):
+        for before, after in itertools.pairwise(stages):
             both_lora = isinstance(before.trainable, Lora) and isinstance(after.trainable, Lora)
             if both_lora and before.trainable != after.trainable:
                 raise ValueError(
