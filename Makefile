@@ -1,0 +1,42 @@
+# make demo   the main job, end to end       make test    the tests
+# make check  style, types, layers           make bench   performance claims
+# Each works from a fresh clone and sets up what it needs in .venv (and, where it may, with apt).
+
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.PHONY: help demo test check bench format setup clean-demo
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+help:
+	@sed -n '1,3s/^# //p' Makefile
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml launch/setup.sh
+	launch/setup.sh
+	@touch $@
+
+demo: setup
+	launch/demo.sh
+
+test: setup
+	$(BIN)/pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/shellcheck launch/*.sh slurm/*.sbatch .ci/run
+
+bench: setup
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean-demo:
+	rm -rf runs/demo
