@@ -1,4 +1,4 @@
-"""Rules for the whole suite: a missing tool skips a test by its name, except in CI, where only a GPU may be missing."""
+"""Rules for the whole suite: a missing tool skips a test by its name; in CI only a GPU may be missing."""
 
 import os
 import shutil
