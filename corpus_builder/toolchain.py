@@ -1,0 +1,286 @@
+"""Compilers: which are installed, and the argument lists that use them.
+
+In: names such as `aarch64.gcc` and a toolchain file (configs/toolchains.yaml, which explains its keys). Out:
+`Toolchain` values whose compiler has been run on a file with a system header, so that a missing compiler, or
+one without the target's C headers, shows before a build and not as thousands of failures.
+Invariant: an argument list names no folder but the project's root, and the environment is the same
+everywhere, so equal compilers give equal bytes on every machine.
+Cost: a probe runs the compiler two or three times, 0.1 s.
+"""
+
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from corpus_builder.config import ConfigModel, load_config
+from corpus_builder.errors import ToolchainError
+from corpus_builder.process import Limits, run
+from corpus_builder.record import Unit
+
+Family = Literal["gcc", "clang", "zig"]
+
+_PROBE_LIMITS = Limits(time_s=60.0, memory_mib=4096, output_mib=16)
+_PROBE_SOURCE = '#include <stdio.h>\nint probe(void) { return puts(""); }\n'
+
+# Kept in records. -w silences warnings, and with them -Werror; it moves no code, where dropping -W flags can.
+_COMMON_FLAGS = ("-w", "-ffile-prefix-map={root}=.")
+_FAMILY_FLAGS: dict[Family, tuple[str, ...]] = {
+    "gcc": (),
+    # After a crash clang would preprocess again and leave a reproducer in /tmp.
+    "clang": ("-fno-crash-diagnostics",),
+    "zig": ("-fno-crash-diagnostics",),
+}
+
+
+class ToolchainEntry(ConfigModel):
+    """One compiler family for one instruction set, as the toolchain file gives it."""
+
+    isa: Literal["aarch64", "x86_64", "riscv64"]
+    family: Family
+    versions: tuple[int, ...] = ()
+    """Major versions, preferred first; empty takes any and names it by what the compiler says."""
+    triple: str
+    commands: tuple[str, ...]
+    flags: tuple[str, ...] = ()
+    apt: str = ""
+    apt_native: str = ""
+    emulator: str = ""
+
+    def packages(self, version: int | None) -> str:
+        """The packages to install, for one version or the distribution's default."""
+        apt = self.apt_native if self.isa == _machine() else self.apt
+        return apt.replace("-{version}", "" if version is None else f"-{version}")
+
+
+class ToolchainFile(ConfigModel):
+    """A toolchain file."""
+
+    toolchains: tuple[ToolchainEntry, ...]
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """One compiler at one version for one target, probed."""
+
+    isa: str
+    family: Family
+    compiler: str
+    """Family and major version, `gcc12`: the middle of a variant's name."""
+    command: tuple[str, ...]
+    target: tuple[str, ...]
+    """Tells a compiler of many targets which one is meant."""
+    flags: tuple[str, ...]
+    """Always passed, before those of the unit; `{root}` stands for the project's folder."""
+    version: str
+    """First line of --version."""
+    emulator: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> str:
+        """`aarch64.gcc12`: the prefix of its variants' names."""
+        return f"{self.isa}.{self.compiler}"
+
+    def arguments(self, unit: Unit, level: str) -> tuple[str, ...]:
+        """What a record keeps: all arguments but input and output, the project's folder written as `.`."""
+        flags = (*self.target, *self.flags, *unit.flags, f"-{level}")
+        return tuple(flag.replace("{root}", ".").replace(str(unit.root), ".") for flag in flags)
+
+    def preprocess_argv(self, unit: Unit, level: str) -> list[str]:
+        """Preprocess to standard output, with line markers."""
+        return [*self._prefix(unit, level), "-E", unit.file]
+
+    def compile_argv(self, unit: Unit, level: str, output: Path) -> list[str]:
+        """Compile to assembly."""
+        return [*self._prefix(unit, level), "-S", "-o", str(output), unit.file]
+
+    def assemble_argv(self, unit: Unit, assembly: Path, output: Path) -> list[str]:
+        """Assemble to an object; clang and zig use their own assembler, gcc calls GNU as."""
+        machine = [flag for flag in unit.flags if flag.startswith("-m")]
+        return [*self.command, *self.target, *machine, "-w", "-c", "-o", str(output), str(assembly)]
+
+    def _prefix(self, unit: Unit, level: str) -> list[str]:
+        own = [flag.replace("{root}", str(unit.root)) for flag in self.flags]
+        return [*self.command, *self.target, *own, *unit.flags, f"-{level}"]
+
+    def environment(self, temporary: Path) -> dict[str, str]:
+        """The whole environment of a call: no CPATH, no locale, a fixed date, scratch space of its own."""
+        return {
+            "PATH": os.environ.get("PATH", os.defpath),
+            "LC_ALL": "C",
+            "SOURCE_DATE_EPOCH": "0",
+            "TMPDIR": str(temporary),
+            "ZIG_GLOBAL_CACHE_DIR": str(temporary / "zig-cache"),
+            "ZIG_LOCAL_CACHE_DIR": str(temporary / "zig-cache"),
+        }
+
+
+def load_toolchains(file: Path) -> tuple[ToolchainEntry, ...]:
+    """Read a toolchain file.
+
+    Raises:
+        ConfigError: it cannot be read, or holds mistakes.
+    """
+    return load_config(ToolchainFile, file).toolchains
+
+
+def resolve(names: Sequence[str], file: Path) -> tuple[list[Toolchain], list[str]]:
+    """The toolchains that a config asks for, as far as they are installed, and notes on what differs.
+
+    `aarch64.gcc12` must be there. `aarch64.gcc` is the first gcc for aarch64 in the file that works; where
+    none does, it is left out, and `aarch64.clang` falls back to zig, a clang under another name and with its
+    own defaults, labelled as zig in every variant.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds mistakes.
+        ToolchainError: a name the file does not know, an exact toolchain is missing, or nothing is installed.
+    """
+    entries = load_toolchains(file)
+    found: dict[str, Toolchain] = {}
+    notes: list[str] = []
+    remedies: list[str] = []
+    for name in names:
+        candidates = _candidates(name, entries, file)
+        toolchain, problems = _first_working(candidates)
+        packages = candidates[0][0].packages(candidates[0][1] if _is_exact(name) else None)
+        remedy = f"apt-get install {packages}" if packages else "pip install ziglang"
+        reason = "; ".join(problems) or "no command of it is installed"
+        if toolchain is None and _is_exact(name):
+            raise ToolchainError(f"toolchain {name} cannot be used: {reason}", remedy=remedy)
+        if toolchain is None:
+            notes.append(f"{name} is left out: {reason} ({remedy})")
+            remedies.append(remedy)
+            continue
+        if toolchain.family != candidates[0][0].family:
+            notes.append(f"{name} falls back to {toolchain.id}: {reason} ({remedy})")
+        found.setdefault(toolchain.id, toolchain)
+    if not found:
+        message = f"no toolchain of {', '.join(names)} can be used: " + "; ".join(notes)
+        raise ToolchainError(message, remedy=" or ".join(dict.fromkeys(remedies)))
+    return list(found.values()), notes
+
+
+Candidate = tuple[ToolchainEntry, int | None]
+
+
+def _is_exact(name: str) -> bool:
+    return name[-1:].isdigit()
+
+
+def _candidates(name: str, entries: Sequence[ToolchainEntry], file: Path) -> list[Candidate]:
+    """Entries with a version each that may serve a name, preferred first."""
+    match = re.fullmatch(r"(\w+)\.([a-z]+?)(\d*)", name)
+    isa, family, version = match.groups() if match else ("", "", "")
+    fitting = [entry for entry in entries if (entry.isa, entry.family) == (isa, family)]
+    if version:
+        exact = int(version)
+        chosen: list[Candidate] = [
+            (entry, exact) for entry in fitting if exact in entry.versions or not entry.versions
+        ]
+    else:
+        fallback = (
+            [e for e in entries if family == "clang" and (e.isa, e.family) == (isa, "zig")] if fitting else []
+        )
+        chosen = [(entry, v) for entry in (*fitting, *fallback) for v in (entry.versions or (None,))]
+    if not chosen:
+        known = sorted(
+            {f"{entry.isa}.{entry.family}{v}" for entry in entries for v in entry.versions or ("",)}
+        )
+        raise ToolchainError(
+            f"{file} has no toolchain {name!r}", remedy=f"add it there, or use one of: {', '.join(known)}"
+        )
+    return chosen
+
+
+def _first_working(candidates: Sequence[Candidate]) -> tuple[Toolchain | None, list[str]]:
+    """The first candidate whose compiler works, and what is wrong with installed ones before it."""
+    problems: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="asmtrain-") as folder:
+        for entry, version in candidates:
+            for command in _installed_commands(entry, version):
+                probed = _probe(entry, version, command, Path(folder))
+                if isinstance(probed, Toolchain):
+                    return probed, problems
+                if probed:
+                    problems.append(probed)
+    return None, problems
+
+
+def _installed_commands(entry: ToolchainEntry, version: int | None) -> Iterator[tuple[str, ...]]:
+    for template in entry.commands:
+        program, *arguments = template.replace("{version}", str(version or "")).split()
+        if program == "ziglang":
+            spec = importlib.util.find_spec("ziglang")
+            program = str(Path(spec.origin).parent / "zig") if spec and spec.origin else program
+        if shutil.which(program):
+            yield (program, *arguments)
+
+
+def _probe(
+    entry: ToolchainEntry, version: int | None, command: tuple[str, ...], folder: Path
+) -> Toolchain | str:
+    """A working toolchain, or what is wrong with it; nothing for a command of another version or target."""
+    said = _output(command, "--version", folder)
+    first_line = said.partition("\n")[0].strip()
+    number = re.search(r"version (\d+)\.|(?:^|\s)(\d+)\.\d+\.\d+", _without_parentheses(first_line))
+    major = int(number.group(1) or number.group(2)) if number else None
+    if major is None:
+        return f"{Path(command[0]).name} --version tells no version"
+    if version not in (None, major) or not _is_for_target(entry, command, folder):
+        return ""
+    toolchain = Toolchain(
+        isa=entry.isa,
+        family=entry.family,
+        compiler=f"{entry.family}{major}",
+        command=command,
+        target=_target_flags(entry),
+        flags=(*entry.flags, *_COMMON_FLAGS, *_FAMILY_FLAGS[entry.family]),
+        version=first_line,
+        emulator=tuple(entry.emulator.split()),
+    )
+    problem = _does_not_compile(toolchain, folder)
+    return f"{Path(command[0]).name} does not compile for {entry.isa}: {problem}" if problem else toolchain
+
+
+def _without_parentheses(line: str) -> str:
+    """gcc says `gcc-12 (Debian 12.2.0-14) 12.2.0`: the distribution's own number comes first."""
+    return re.sub(r"\([^)]*\)", "", line)
+
+
+def _output(command: tuple[str, ...], argument: str, folder: Path) -> str:
+    completed = run([*command, argument], cwd=folder, limits=_PROBE_LIMITS)
+    return completed.stdout.decode(errors="replace")
+
+
+def _is_for_target(entry: ToolchainEntry, command: tuple[str, ...], folder: Path) -> bool:
+    """A gcc is built for one target: plain `gcc` is for this machine's. clang and zig are told."""
+    return entry.family != "gcc" or _output(command, "-dumpmachine", folder).startswith(f"{entry.isa}-")
+
+
+def _target_flags(entry: ToolchainEntry) -> tuple[str, ...]:
+    if entry.family == "gcc":
+        return ()
+    return (f"--target={entry.triple}",) if entry.family == "clang" else ("-target", entry.triple)
+
+
+def _does_not_compile(toolchain: Toolchain, folder: Path) -> str:
+    """What the compiler says of a file with a system header; empty if it compiles."""
+    (folder / "probe.c").write_text(_PROBE_SOURCE)
+    unit = Unit("probe", folder, "probe.c", (), len(_PROBE_SOURCE))
+    argv = toolchain.compile_argv(unit, "O2", folder / "probe.s")
+    completed = run(argv, cwd=folder, limits=_PROBE_LIMITS, env=toolchain.environment(folder))
+    if completed.ok:
+        return ""
+    lines = completed.stderr.decode(errors="replace").split("\n")
+    return next((line for line in lines if "error" in line), completed.cause)
+
+
+def _machine() -> str:
+    machine = platform.machine().lower()
+    return {"arm64": "aarch64", "amd64": "x86_64"}.get(machine, machine)
