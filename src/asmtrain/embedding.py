@@ -1,0 +1,47 @@
+"""From a function's hidden states to its vector: pooling, a dense layer, unit length.
+
+The three steps are those of sentence-transformers' Pooling, Dense (no bias, no activation) and Normalize, so
+that an export as such a folder gives the same vectors.
+
+Shapes: B functions, T tokens, H hidden size, D vector length. Masks are 1 for tokens, 0 for padding, on
+either side.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+Pooling = Literal["mean", "lasttoken"]
+
+
+def mean_pool(hidden_BTH: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    """Mean of the hidden states of the tokens that are not padding: (B, H)."""
+    weights_BT1 = mask_BT.unsqueeze(-1).to(hidden_BTH.dtype)
+    return (hidden_BTH * weights_BT1).sum(1) / weights_BT1.sum(1).clamp(min=1e-9)
+
+
+def last_token_pool(hidden_BTH: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    """Hidden state of the last token that is not padding: (B, H)."""
+    places_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
+    last_B = (mask_BT.long() * places_T).argmax(1)
+    return hidden_BTH[torch.arange(len(last_B), device=mask_BT.device), last_B]
+
+
+class EmbeddingHead(nn.Module):
+    """Pooling, then a dense layer without bias, then unit length.
+
+    The dense layer starts orthogonal: as far as `dim` allows it keeps the backbone's angles.
+    """
+
+    def __init__(self, hidden_size: int, dim: int, *, pooling: Pooling) -> None:
+        super().__init__()
+        self.pooling: Pooling = pooling
+        self.dense = nn.Linear(hidden_size, dim, bias=False)
+        nn.init.orthogonal_(self.dense.weight)
+
+    def forward(self, hidden_BTH: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+        """Unit vectors (B, D), in the dtype of the hidden states."""
+        pool = mean_pool if self.pooling == "mean" else last_token_pool
+        return F.normalize(self.dense(pool(hidden_BTH, mask_BT)), dim=-1)
