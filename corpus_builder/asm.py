@@ -109,11 +109,17 @@ def num_instructions(clean_text: str) -> int:
 _TYPE = re.compile(r'\s*\.type\s+"?([^,\s"]+)"?\s*,\s*[@%]function')
 _STRING_OR_COMMENT = re.compile(r'"(?:\\.|[^"\\\n])*"|/\*.*?\*/', re.DOTALL)
 _STRING = re.compile(r'"(?:\\.|[^"\\])*"')
+_STRING_TO_HIDE = re.compile("[;#/:]")
 _LINE_COMMENT = {
     "aarch64": re.compile(r"//.*|^\s*#.*"),
     "x86_64": re.compile(r"#.*"),
     "riscv64": re.compile(r"#.*"),
 }
+_X86_PREFIX_ALONE = re.compile(r"\b(lock|rep\w*)\s*;")
+_ASSIGNMENT = re.compile(r"[\w.$]+\s*=")
+_COMMA = re.compile(r" ?, ?")
+_BRACKET_SPACE = re.compile(r"(?<=[\[({]) | (?=[\])}])")
+_COMMA_IN_ADDRESS = re.compile(r", (?=[^()]*\))")
 _LABEL_DEFINITION = re.compile(r'\s*(?:([\w.$]+)|"([^"]*)")\s*:(?!:)\s*')
 _LOCAL_LABEL = re.compile(r"\.L.*|L\d+")
 _BLOCK_LABEL = re.compile(r"\.L\d+|\.LBB\d+_\d+|L\d+")
@@ -154,7 +160,8 @@ def _statements(text: str, isa: str) -> list[Statement]:
                 in_code = value == "code"
             elif in_code:
                 found.append(statement)
-                has_numbers = has_numbers or (kind == _LABEL and value.isdigit())
+                if kind == _LABEL and value.isdigit():
+                    has_numbers = True
     return _resolve_numbers(found) if has_numbers else found
 
 
@@ -162,10 +169,10 @@ def _statements(text: str, isa: str) -> list[Statement]:
 def _parse_line(line: str, isa: str) -> tuple[Statement, ...]:
     if '"' in line:
         # Nothing in a string may look like the end of a statement or a comment.
-        line = _STRING.sub(lambda match: '""' if re.search("[;#/:]", match[0]) else match[0], line)
+        line = _STRING.sub(lambda match: '""' if _STRING_TO_HIDE.search(match[0]) else match[0], line)
     line = _LINE_COMMENT[isa].sub("", line)
     if isa == "x86_64" and ";" in line:
-        line = re.sub(r"\b(lock|rep\w*)\s*;", r"\1 ", line)  # a prefix belongs to what follows
+        line = _X86_PREFIX_ALONE.sub(r"\1 ", line)  # a prefix belongs to what follows
     found: list[Statement] = []
     for part in line.split(";"):
         while label := _LABEL_DEFINITION.match(part):
@@ -176,7 +183,7 @@ def _parse_line(line: str, isa: str) -> tuple[Statement, ...]:
 
 
 def _parse_statement(text: str, isa: str) -> Iterable[Statement]:
-    if not text or re.match(r"[\w.$]+\s*=", text):  # empty, or an assignment to a symbol
+    if not text or _ASSIGNMENT.match(text):  # empty, or an assignment to a symbol
         return ()
     if text[0] != ".":
         return ((_INSTRUCTION, _spaced(text, isa)),)
@@ -196,12 +203,12 @@ def _parse_statement(text: str, isa: str) -> Iterable[Statement]:
 def _spaced(text: str, isa: str) -> str:
     """An instruction with one spacing: `add x0, x1, x2, lsl 3`, `movl 8(%rax,%rdx,4), %eax`."""
     mnemonic, _, operands = " ".join(text.split()).partition(" ")
-    operands = re.sub(r" ?, ?", ", ", operands)
-    operands = re.sub(r"(?<=[\[({]) | (?=[\])}])", "", operands)
+    operands = _COMMA.sub(", ", operands)
+    operands = _BRACKET_SPACE.sub("", operands)
     if isa == "aarch64":
         operands = operands.replace("#", "")
     elif isa == "x86_64":
-        operands = re.sub(r", (?=[^()]*\))", ",", operands)
+        operands = _COMMA_IN_ADDRESS.sub(",", operands)
     return f"{mnemonic.lower()} {operands}".rstrip()
 
 

@@ -34,18 +34,19 @@ def gaps(text: str, reference: re.Pattern[str], fallback: str = "") -> Template:
     return Template((*pieces, text[end:]), tuple(names), tuple(fallbacks))
 
 
-_NUMBER = re.compile(r"(?<![\w.%])(0x[0-9a-f]+|\d+(?:\.\d+)?(?:e[-+]?\d+)?)(?![\w.])")
+_NUMBER = re.compile(r"(?<![\w.%])(-?)(?:0x([0-9a-f]+)|(\d+)(\.\d+)?(e[-+]?\d+)?)(?![\w.])", re.IGNORECASE)
 
 
 def _decimal(text: str, register_bits: int = 64) -> str:
-    """All numbers in decimal: `0xff` 255, `5.0e-1` 0.5, and a register's highest values negative."""
+    """All numbers in decimal: `0xff` 255, `5.0e-1` 0.5, and what sets a register's highest bit negative."""
 
     def decimal(match: re.Match[str]) -> str:
-        digits = match[1]
-        if not digits.startswith("0x") and ("." in digits or "e" in digits):
-            return repr(float(digits))
-        number = int(digits, 16) if digits.startswith("0x") else int(digits)
-        return str(number - (1 << register_bits) if number >> (register_bits - 1) == 1 else number)
+        minus, hexadecimal, _, fraction, exponent = match.groups()
+        if fraction or exponent:
+            return repr(float(match[0]))
+        number = int(hexadecimal, 16) if hexadecimal else int(match[3])
+        is_negative = not minus and number >> (register_bits - 1) == 1
+        return f"{minus}{number - (1 << register_bits) if is_negative else number}"
 
     return _NUMBER.sub(decimal, text)
 
