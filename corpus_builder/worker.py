@@ -61,19 +61,8 @@ def build_unit(
     failures: list[Failure] = []
     emitted: Emitted = {}
     for toolchain in toolchains:
-        try:
-            compiled, refused = compile_unit(unit, toolchain, levels, limits=limits)
-        except UserFacingError:
-            raise
-        except Exception as error:
-            failures.append(_internal(unit, toolchain.id, error))
-            continue
-        failures += refused
-        for variant in compiled:
-            try:
-                _split(variant, toolchain, emitted)
-            except Exception as error:
-                failures.append(_internal(unit, str(variant.variant), error))
+        for level in levels:
+            failures += _add_variant(emitted, unit, toolchain, level, limits)
     sources, trouble = _sources(unit, toolchains, levels, emitted, limits)
     failures += trouble
     records = [
@@ -95,8 +84,23 @@ def source_meta(source: PypiSource | ArchiveSource | PathSource) -> SourceMeta:
     return SourceMeta(kind=source.kind, location=str(source.path), sha256=None)
 
 
-def _split(compiled: CompiledUnit, toolchain: Toolchain, emitted: Emitted) -> None:
-    """Add the functions of one variant; all of them, or none if one cannot be read."""
+def _add_variant(
+    emitted: Emitted, unit: Unit, toolchain: Toolchain, level: str, limits: Limits
+) -> list[Failure]:
+    """Compile one variant and add its functions to `emitted`; all of them, or none if one cannot be read."""
+    try:
+        compiled, failures = compile_unit(unit, toolchain, [level], limits=limits)
+        for variant in compiled:
+            for symbol, function in _functions(variant, toolchain).items():
+                emitted.setdefault(symbol, {})[str(variant.variant)] = function
+        return failures
+    except UserFacingError:
+        raise
+    except Exception as error:
+        return [_internal(unit, f"{toolchain.id}.{level.lower()}", error)]
+
+
+def _functions(compiled: CompiledUnit, toolchain: Toolchain) -> dict[str, _Emitted]:
     functions: dict[str, _Emitted] = {}
     for symbol, text in asm.split_functions(compiled.assembly).items():
         # Clones and cold parts are pieces of another function, and no function of the source.
@@ -111,8 +115,7 @@ def _split(compiled: CompiledUnit, toolchain: Toolchain, emitted: Emitted) -> No
             code_bytes=compiled.code_bytes[symbol],
         )
         functions[symbol] = _Emitted(text, meta)
-    for symbol, function in functions.items():
-        emitted.setdefault(symbol, {})[str(compiled.variant)] = function
+    return functions
 
 
 def _sources(
