@@ -1,17 +1,34 @@
 """Batches: token caches in, the micro-batches of one rank out.
 
-Every batch is a pure function of (step, seed, corpus, settings): a resumed run asks for the step it stopped
-at, there is no iterator state. The global order of rows does not depend on the number of ranks.
+`build_cache` (cache.py) tokenises a split once into memory-mapped arrays. `RowBatches` packs cached documents
+into rows, `PairBatches` draws functions in two variants. Every batch is a pure function of (step, seed,
+corpus, settings): a resumed run asks for the step it stopped at, there is no iterator state. The global order
+of rows does not depend on the number of ranks.
+
+Cost: packing once at the start, about 1 us a document; then a batch costs copies of its tokens.
 
 Shapes: B rows or functions of a micro-batch, T tokens.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
+from asmtrain.cache import TokenCache, build_cache
+from asmtrain.errors import ConfigError, LaunchError
+from asmtrain.losses import IGNORE
+from asmtrain.packing import IntArray, Rows, pack
+
+__all__ = ["PairBatch", "PairBatches", "RowBatch", "RowBatches", "TokenCache", "build_cache", "to_device"]
+
 BatchT = TypeVar("BatchT", "RowBatch", "PairBatch")
+
+_PERMUTE_DOCUMENTS, _PERMUTE_ROWS, _PERMUTE_FUNCTIONS, _DRAW_VARIANTS = range(4)
+_EMPTY = (-1, -1)
 
 
 @dataclass(frozen=True)
@@ -45,3 +62,243 @@ class PairBatch:
 def to_device(batch: BatchT, device: torch.device | str) -> BatchT:
     """The batch with every tensor on a device."""
     return type(batch)(**{item.name: getattr(batch, item.name).to(device) for item in fields(batch)})
+
+
+class RowBatches:
+    """Packed rows of a mixture of caches: `step(i)` gives this rank's micro-batches of optimizer step i.
+
+    Each part's documents are shuffled and packed once; every epoch goes over its rows in a new order. The
+    parts' rows alternate so that at any point their numbers stand as the weights do.
+    """
+
+    def __init__(
+        self,
+        caches: Sequence[TokenCache],
+        weights: Sequence[float],
+        *,
+        context: int,
+        rows_per_step: int,
+        micro_rows: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        """Pack. Raises LaunchError when the rows of a step cannot be spread evenly over the ranks."""
+        self.rows_per_rank = _share("rows_per_step", rows_per_step, world)
+        self.caches = list(caches)
+        self.context, self.rows_per_step, self.micro_rows = context, rows_per_step, micro_rows
+        self.seed, self.rank, self.world = seed, rank, world
+        self._weights = np.asarray(weights, dtype=np.float64) / sum(weights)
+        self._orders = [
+            _rng(seed, _PERMUTE_DOCUMENTS, part).permutation(len(cache)) for part, cache in enumerate(caches)
+        ]
+        self.packed: list[Rows] = [
+            pack(cache.lengths[order], context) for cache, order in zip(caches, self._orders, strict=True)
+        ]
+        self._epochs: dict[tuple[int, int], IntArray] = {}
+
+    @property
+    def num_micro_steps(self) -> int:
+        """Micro-batches that `step` returns, the same on every rank: the gradient accumulation."""
+        return -(-self.rows_per_rank // self.micro_rows)
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Optimizer steps until the part that is used up first starts over."""
+        rows = np.array([len(rows) for rows in self.packed])
+        return float((rows / self._weights).min() / self.rows_per_step)
+
+    @property
+    def fill(self) -> float:
+        """Share of all rows' places that hold a token."""
+        num_tokens = sum(int(rows.lengths.sum()) for rows in self.packed)
+        return num_tokens / (sum(len(rows) for rows in self.packed) * self.context)
+
+    def step(self, index: int) -> list[RowBatch]:
+        """This rank's micro-batches of optimizer step `index`, counted from 0."""
+        first = index * self.rows_per_step
+        return self._mine(self._schedule(first, first + self.rows_per_step))
+
+    def evaluation(self, num_rows: int) -> list[RowBatch]:
+        """This rank's share of the first `num_rows` rows, or of all there are, each once.
+
+        Every rank gets as many batches as the others; rows that are left over are empty (no labels).
+        """
+        available = int(self.steps_per_epoch * self.rows_per_step)
+        rows = self._schedule(0, min(num_rows, max(available, 1)))
+        rows += [_EMPTY] * (-len(rows) % self.world)
+        return self._mine(rows)
+
+    def _mine(self, rows: list[tuple[int, int]]) -> list[RowBatch]:
+        """Cut the rows of all ranks into this rank's micro-batches."""
+        share = len(rows) // self.world
+        own = rows[self.rank * share : (self.rank + 1) * share]
+        return [self._batch(own[at : at + self.micro_rows]) for at in range(0, share, self.micro_rows)]
+
+    def _schedule(self, first: int, stop: int) -> list[tuple[int, int]]:
+        """(part, row of its packing) of the global rows `first` to `stop`."""
+        parts, occurrences = _interleave(self._weights, first, stop)
+        return [
+            (part, self._row(part, occurrence))
+            for part, occurrence in zip(parts.tolist(), occurrences.tolist(), strict=True)
+        ]
+
+    def _row(self, part: int, occurrence: int) -> int:
+        num_rows = len(self.packed[part])
+        epoch, place = divmod(occurrence, num_rows)
+        if (part, epoch) not in self._epochs:
+            self._epochs = {key: order for key, order in self._epochs.items() if key[0] != part}
+            self._epochs[part, epoch] = _rng(self.seed, _PERMUTE_ROWS, part, epoch).permutation(num_rows)
+        return int(self._epochs[part, epoch][place])
+
+    def _batch(self, rows: list[tuple[int, int]]) -> RowBatch:
+        shape = (len(rows), self.context)
+        ids, labels = np.full(shape, self.caches[0].pad_id), np.full(shape, IGNORE)
+        positions, document_ids = np.zeros(shape, dtype=np.int64), np.full(shape, -1)
+        for line, (part, row) in enumerate(rows):
+            at = 0
+            for number, (document, start, length) in enumerate(self._pieces(part, row)):
+                tokens = self.caches[part].tokens(document)[start : start + length]
+                place = slice(at, at + length)
+                ids[line, place] = labels[line, place] = tokens
+                labels[line, at] = IGNORE
+                positions[line, place] = np.arange(length)
+                document_ids[line, place] = number
+                at += length
+            positions[line, at:] = np.arange(self.context - at)
+        return RowBatch(*(torch.from_numpy(array) for array in (ids, positions, labels, document_ids)))
+
+    def _pieces(self, part: int, row: int) -> list[tuple[int, int, int]]:
+        if (part, row) == _EMPTY:
+            return []
+        order = self._orders[part]
+        return [(int(order[place]), start, length) for place, start, length in self.packed[part].pieces(row)]
+
+
+class PairBatches:
+    """Functions in two variants: `step(i)` gives this rank's micro-batches of optimizer step i.
+
+    An epoch draws every function that has two different bodies once; what does not fill a step at its end is
+    left to the next epoch's order. The functions of a step are dealt to ranks and micro-batches by length, so
+    that little is padded; which functions, in which variants, depends on the step alone.
+    """
+
+    def __init__(
+        self,
+        cache: TokenCache,
+        *,
+        functions_per_step: int,
+        micro_rows: int,
+        max_tokens: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        """Find the functions. Raises LaunchError or ConfigError when a step cannot be filled."""
+        self.functions_per_rank = _share("functions_per_step", functions_per_step, world)
+        self.cache = cache
+        self.functions_per_step, self.micro_rows = functions_per_step, micro_rows
+        self.max_tokens, self.seed, self.rank, self.world = max_tokens, seed, rank, world
+        self.functions = _functions_with_two_bodies(cache)
+        if len(self.functions) < functions_per_step:
+            raise ConfigError(
+                f"functions_per_step is {functions_per_step}, but only {len(self.functions)} functions have "
+                "two different bodies",
+                remedy="lower embedding.functions_per_step, or allow more variants and functions in `data`",
+            )
+        self._epoch: tuple[int, IntArray] = (-1, self.functions)
+
+    @property
+    def num_micro_steps(self) -> int:
+        """Micro-batches that `step` returns, the same on every rank."""
+        return -(-self.functions_per_rank // self.micro_rows)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps until every function was drawn once."""
+        return len(self.functions) // self.functions_per_step
+
+    def step(self, index: int) -> list[PairBatch]:
+        """This rank's micro-batches of optimizer step `index`, counted from 0."""
+        pairs = self._draw(index)
+        lengths = np.minimum(self.cache.lengths[pairs], self.max_tokens).sum(1)
+        pairs = pairs[np.argsort(-lengths, kind="stable")]
+        own = pairs[self.rank :: self.world]
+        return [self._batch(own[at : at + self.micro_rows]) for at in range(0, len(own), self.micro_rows)]
+
+    def _draw(self, index: int) -> IntArray:
+        """Two documents of different bodies for each function of a step: (functions_per_step, 2)."""
+        epoch, place = divmod(index, self.steps_per_epoch)
+        if self._epoch[0] != epoch:
+            order = _rng(self.seed, _PERMUTE_FUNCTIONS, epoch).permutation(self.functions)
+            self._epoch = (epoch, order)
+        first = place * self.functions_per_step
+        rng = _rng(self.seed, _DRAW_VARIANTS, index)
+        chosen = self._epoch[1][first : first + self.functions_per_step]
+        return np.array([self._two_documents(int(function), rng) for function in chosen])
+
+    def _two_documents(self, function: int, rng: np.random.Generator) -> tuple[int, int]:
+        """First any document, then any whose body differs from it."""
+        documents = self.cache.documents_of(function)
+        bodies = self.cache.bodies[documents.start : documents.stop]
+        left = int(rng.integers(len(bodies)))
+        others = np.flatnonzero(bodies != bodies[left])
+        return documents.start + left, documents.start + int(rng.choice(others))
+
+    def _batch(self, pairs: IntArray) -> PairBatch:
+        (left_ids, left_mask), (right_ids, right_mask) = (self._padded(pairs[:, side]) for side in (0, 1))
+        bodies = torch.from_numpy(self.cache.bodies[pairs])
+        functions = torch.from_numpy(self.cache.functions[pairs[:, 0]].astype(np.int64))
+        return PairBatch(
+            left_ids, left_mask, right_ids, right_mask, functions, bodies[:, 0].clone(), bodies[:, 1].clone()
+        )
+
+    def _padded(self, documents: IntArray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and mask, padded on the right to the longest."""
+        texts = [cut_keeping_end(self.cache.tokens(int(document)), self.max_tokens) for document in documents]
+        shape = (len(texts), max(map(len, texts)))
+        ids, mask = np.full(shape, self.cache.pad_id), np.zeros(shape, dtype=np.int64)
+        for line, tokens in enumerate(texts):
+            ids[line, : len(tokens)] = tokens
+            mask[line, : len(tokens)] = 1
+        return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+def cut_keeping_end(tokens: npt.NDArray[np.integer], max_tokens: int) -> npt.NDArray[np.integer]:
+    """At most `max_tokens` tokens, the last one kept: what the tokenizer's own truncation gives."""
+    if len(tokens) <= max_tokens:
+        return tokens
+    return np.concatenate((tokens[: max_tokens - 1], tokens[-1:]))
+
+
+def _rng(*words: int) -> np.random.Generator:
+    return np.random.default_rng(words)
+
+
+def _share(name: str, total: int, world: int) -> int:
+    if total % world:
+        raise LaunchError(
+            f"{name} is {total}, which {world} ranks cannot share evenly",
+            remedy=f"make {name} a multiple of the number of ranks",
+        )
+    return total // world
+
+
+def _interleave(weights: npt.NDArray[np.float64], first: int, stop: int) -> tuple[IntArray, IntArray]:
+    """Which part gives each global row, and how many rows that part gave before.
+
+    The k-th row of a part of weight w is due at time (k + 1/2) / w; rows come in the order of those times,
+    so a prefix of the order never depends on what follows.
+    """
+    counts = [int(np.ceil(stop * weight)) + 1 for weight in weights]
+    due = np.concatenate([(np.arange(n) + 0.5) / w for n, w in zip(counts, weights, strict=True)])
+    parts = np.repeat(np.arange(len(weights)), counts)
+    occurrences = np.concatenate([np.arange(n) for n in counts])
+    order = np.lexsort((parts, due))[first:stop]
+    return parts[order], occurrences[order]
+
+
+def _functions_with_two_bodies(cache: TokenCache) -> IntArray:
+    different = cache.bodies[1:] != cache.bodies[:-1]
+    within = cache.functions[1:] == cache.functions[:-1]
+    return np.unique(cache.functions[1:][different & within]).astype(np.int64)

@@ -1,0 +1,229 @@
+"""The token cache: a corpus split in, memory-mapped token ids out.
+
+A cache is a folder with one part per shard, each holding the arrays of its documents; ranks make different
+parts at the same time, and the result does not depend on their number. Its name is a hash of all that its
+content depends on, so that a run, or a later run beside it, reuses exactly what is still right. A part
+appears whole (renamed into place) or not at all, so a killed build goes on where it stopped.
+
+Cost: clean or view of each function's text (about 3,000 a second), then the tokenizer (parallel).
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from asmtrain.config import DataConfig
+from asmtrain.packing import IntArray
+from asmtrain.tokens import Document, documents
+from corpus_builder.errors import EmptyCorpus
+from corpus_builder.record import FunctionRecord
+from corpus_builder.shards import atomic_output, load_index, read_shard
+
+_SCHEMA_VERSION = 1
+_DOCUMENTS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Where one shard's functions stand in their split."""
+
+    name: str
+    shard: Path
+    first_function: int
+    num_functions: int
+
+
+class TokenCache:
+    """Documents as token ids; functions and documents are numbered over all parts.
+
+    `lengths`, `functions`, `bodies` and `variants` have one entry a document; the documents of a function
+    follow each other. `bodies` is the start of the body's sha256 as int64, equal for equal bodies.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open a finished cache."""
+        meta = json.loads((folder / "cache.json").read_text())
+        self.folder = folder
+        self.pad_id: int = meta["pad_id"]
+        parts = [folder / name for name in meta["parts"]]
+        self._tokens = [np.load(part / "tokens.npy", mmap_mode="r") for part in parts]
+        self._starts = [np.load(part / "starts.npy") for part in parts]
+        self._first_document = np.cumsum([0, *(len(starts) - 1 for starts in self._starts)])
+        self.lengths: IntArray = np.concatenate([np.diff(starts) for starts in self._starts])
+        self.bodies: IntArray = np.concatenate([np.load(part / "bodies.npy") for part in parts])
+        self.variants: npt.NDArray[np.str_] = np.concatenate(
+            [np.load(part / "variants.npy") for part in parts]
+        )
+        self.keys: npt.NDArray[np.str_] = np.concatenate([np.load(part / "keys.npy") for part in parts])
+        is_first = np.append(True, self.keys[1:] != self.keys[:-1])
+        self.functions: IntArray = np.cumsum(is_first) - 1
+        self._function_starts = np.append(np.flatnonzero(is_first), len(self.keys))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def num_functions(self) -> int:
+        """Functions that have a document here."""
+        return len(self._function_starts) - 1
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all documents."""
+        return int(self.lengths.sum())
+
+    def tokens(self, document: int) -> npt.NDArray[np.integer]:
+        """The ids of one document, with its BOS and EOS."""
+        part = int(np.searchsorted(self._first_document, document, side="right")) - 1
+        place = document - int(self._first_document[part])
+        starts = self._starts[part]
+        ids: npt.NDArray[np.integer] = self._tokens[part][starts[place] : starts[place + 1]]
+        return ids
+
+    def documents_of(self, function: int) -> range:
+        """The documents of one function."""
+        return range(int(self._function_starts[function]), int(self._function_starts[function + 1]))
+
+
+def build_cache(
+    data: DataConfig,
+    split: str,
+    tokenizer: Any,
+    folder: Path,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    barrier: Callable[[], None] = lambda: None,
+) -> TokenCache:
+    """Tokenise a split under `folder`, or reuse what an equal call left there. All ranks call it together.
+
+    Raises:
+        ShardError: the corpus is missing or damaged.
+        EmptyCorpus: the split has no function, or no variant that the globs allow.
+        OutputError: the disk is full, or the folder cannot be written.
+    """
+    parts = _parts(data, split)
+    cache = folder / _cache_name(data, split, tokenizer)
+    if not (cache / "cache.json").exists():
+        for part in parts[rank::world]:
+            _write_part(part, _selection(parts, data.max_functions), data, tokenizer, cache)
+        barrier()
+        if rank == 0:
+            _publish(cache, parts, data, tokenizer)
+        barrier()
+    return TokenCache(cache)
+
+
+def _parts(data: DataConfig, split: str) -> list[_Part]:
+    parts: list[_Part] = []
+    first = 0
+    for entry in load_index(data.corpus).shards:
+        if entry.split == split:
+            name = f"part-{len(parts):05d}"
+            parts.append(_Part(name, data.corpus / entry.name, first, entry.num_functions))
+            first += entry.num_functions
+    if first == 0:
+        raise EmptyCorpus(
+            f"corpus {data.corpus} has no function in split {split!r}",
+            remedy="add projects, or fix a project's `split` in the corpus config",
+        )
+    return parts
+
+
+def _selection(parts: list[_Part], max_functions: int | None) -> npt.NDArray[np.bool_]:
+    """Which functions of the split are used: all, or `max_functions` evenly spread ones."""
+    total = sum(part.num_functions for part in parts)
+    if max_functions is None or max_functions >= total:
+        return np.ones(total, dtype=bool)
+    selected = np.zeros(total, dtype=bool)
+    selected[np.arange(max_functions) * total // max_functions] = True
+    return selected
+
+
+def _cache_name(data: DataConfig, split: str, tokenizer: Any) -> str:
+    content = {
+        "schema": _SCHEMA_VERSION,
+        "corpus": load_index(data.corpus).sha256(),
+        "tokenizer": hashlib.sha256(_encoder(tokenizer).to_str().encode()).hexdigest(),
+        "pad": tokenizer.pad_token_id,
+        "data": data.model_dump(mode="json", exclude={"corpus", "weight"}),
+        "split": split,
+    }
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return f"{split}-{data.task}-{digest[:16]}"
+
+
+def _encoder(tokenizer: Any) -> Tokenizer:
+    """The tokenizer's backend without whatever truncation or padding a caller left switched on."""
+    encoder = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    encoder.no_truncation()
+    encoder.no_padding()
+    return encoder
+
+
+def _write_part(
+    part: _Part, selected: npt.NDArray[np.bool_], data: DataConfig, tokenizer: Any, cache: Path
+) -> None:
+    """Write one shard's arrays, unless a killed build had finished them."""
+    target = cache / part.name
+    own = selected[part.first_function : part.first_function + part.num_functions]
+    if target.exists() or not own.any():
+        return
+    records = (record for record, is_used in zip(read_shard(part.shard), own, strict=True) if is_used)
+    arrays = _encode(records, data, tokenizer)
+    temporary = cache / f".{part.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    for name, array in arrays.items():
+        with atomic_output(temporary / f"{name}.npy") as stream:
+            np.save(stream, array)
+    os.replace(temporary, target)
+
+
+def _encode(
+    records: Iterator[FunctionRecord], data: DataConfig, tokenizer: Any
+) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of one part."""
+    encoder = _encoder(tokenizer)
+    dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
+    ids: list[npt.NDArray[Any]] = []
+    rows: list[tuple[str, str, int]] = []
+    texts = (document for record in records for document in documents(record, data.task, data.variants))
+    while batch := list(itertools.islice(texts, _DOCUMENTS_AT_ONCE)):
+        encoded = encoder.encode_batch_fast([document.text for document in batch])
+        ids += [np.array(item.ids, dtype=dtype) for item in encoded]
+        rows += [(document.key, document.variant, _body_number(document)) for document in batch]
+    keys, variants, bodies = zip(*rows, strict=True) if rows else ((), (), ())
+    return {
+        "tokens": np.concatenate([np.empty(0, dtype), *ids]),
+        "starts": np.cumsum([0, *map(len, ids)]),
+        "keys": np.array(keys, dtype=str),
+        "variants": np.array(variants, dtype=str),
+        "bodies": np.array(bodies, dtype=np.int64),
+    }
+
+
+def _body_number(document: Document) -> int:
+    return int.from_bytes(bytes.fromhex(document.body_sha256[:16]), "big", signed=True)
+
+
+def _publish(cache: Path, parts: list[_Part], data: DataConfig, tokenizer: Any) -> None:
+    """Write `cache.json`, which is what makes the cache exist."""
+    names = [part.name for part in parts if (cache / part.name).exists()]
+    names = [name for name in names if len(np.load(cache / name / "bodies.npy"))]
+    if not names:
+        raise EmptyCorpus(
+            f"no function of corpus {data.corpus} has a variant that matches {', '.join(data.variants)}",
+            remedy="correct `variants` in the stage's data; corpus-builder stats lists a corpus's variants",
+        )
+    with atomic_output(cache / "cache.json") as stream:
+        stream.write(json.dumps({"parts": names, "pad_id": tokenizer.pad_token_id}, indent=1).encode())

@@ -1,0 +1,130 @@
+r"""Tokens: function records in, documents out; and the tokenizer that turns documents into ids.
+
+A tokenizer trained here is a byte-level BPE (lossless on any text) whose pieces never cross the borders
+that assembly has. A piece is one of
+  - a line's start: newline, mnemonic and the space or `$` behind it (`\nldr `, `\nmovl $`), or a label;
+  - a constant with its sign (`12`, `-4`, `0x1f`), nothing beside it: one number is one token in every
+    instruction set, which is what retrieval lives on;
+  - a register or symbol with the punctuation around it (`w0, `, `[sp, `, `(%rbp)`).
+Cost: tokens per instruction; benchmarks/tokenizer.py sets it beside the GPT-2 word split.
+
+Every tokenizer, Code Llama's included, writes BOS and EOS through its post-processor, so that EOS survives
+truncation and the last token of a function always stands for its end.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from asmtrain.errors import ModelError
+from corpus_builder.asm import clean, view
+from corpus_builder.record import FunctionRecord, Variant
+
+Task = Literal["completion", "retrieval"]
+
+BOS, EOS, PAD = "<s>", "</s>", "<pad>"
+
+_CONSTANT = r"-?(?:0x[0-9a-fA-F]+|\d+(?:\.\d+)?(?:e[+-]?\d+)?)(?![\w.])"
+_PIECES = "|".join(
+    (
+        r"(?:\A|\n)[ \t]*[A-Za-z_.][\w.]*(?::|[ \t]\*?\$?)?",
+        _CONSTANT,
+        r"(?:\)?,[ \t]?)?[\[({]?[ \t]?[%*:]?[A-Za-z_][\w.$@:]*(?:[\])}]*!?(?:,[ \t]?)?|[ \t])",
+        r"[\])}]*!?,?[ \t]?[\[({]?\$?",
+    )
+)
+
+
+@dataclass(frozen=True)
+class Document:
+    """One function in one variant, as a model reads it."""
+
+    key: str
+    variant: str
+    body_sha256: str
+    text: str
+
+
+def documents(record: FunctionRecord, task: Task, variants: Sequence[str] = ("*",)) -> Iterator[Document]:
+    """A record's documents, in the order of variant names; those whose text an earlier one has are left out.
+
+    `completion` shows clean assembly, `retrieval` what a stripped binary shows; `variants` are globs.
+    """
+    write = clean if task == "completion" else view
+    seen = set()
+    for name in sorted(record.assembly):
+        if any(fnmatchcase(name, pattern) for pattern in variants):
+            text = write(record.assembly[name], Variant.parse(name).isa)
+            if text not in seen:
+                seen.add(text)
+                yield Document(record.key, name, record.meta.variants[name].body_sha256, text)
+
+
+def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
+    """A tokenizer for assembly, learnt from these texts; equal texts give an equal tokenizer."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECES), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[PAD, BOS, EOS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        padding_side="right",
+        truncation_side="right",
+        clean_up_tokenization_spaces=False,
+    )
+    return _with_end_tokens(tokenizer)
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a Hugging Face folder or hub name, made to write BOS and EOS and able to pad.
+
+    Raises:
+        ModelError: there is none, it has no EOS token, or it is not a fast one.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"no tokenizer can be loaded from {path}: {str(error).splitlines()[0]}",
+            remedy="give a folder that holds tokenizer.json, or a hub name this machine can reach",
+        ) from None
+    if not getattr(tokenizer, "is_fast", False) or tokenizer.eos_token is None:
+        raise ModelError(
+            f"the tokenizer of {path} has no EOS token or no tokenizer.json",
+            remedy="convert it to a fast tokenizer with an EOS token",
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    return _with_end_tokens(tokenizer)
+
+
+def _with_end_tokens(tokenizer: Any) -> PreTrainedTokenizerFast:
+    first = [tokenizer.bos_token] if tokenizer.bos_token else []
+    names = [*first, tokenizer.eos_token]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=[*first, "$A", tokenizer.eos_token],
+        pair=[*first, "$A", "$B", tokenizer.eos_token],
+        special_tokens=[(name, tokenizer.convert_tokens_to_ids(name)) for name in names],
+    )
+    return tokenizer

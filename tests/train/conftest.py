@@ -1,0 +1,150 @@
+"""Shared by the trainer's tests: a tiny corpus of C functions that are really compiled, and its tokenizer."""
+
+import hashlib
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from corpus_builder import asm
+from corpus_builder.record import (
+    FunctionMeta,
+    FunctionRecord,
+    SourceMeta,
+    VariantMeta,
+    function_key,
+)
+from corpus_builder.shards import CorpusIndex, read_split, write_index, write_shard
+
+LEVELS = ("O0", "O1", "O2", "O3", "Os")
+COMPILERS = {
+    "aarch64.gcc": ("aarch64-linux-gnu-gcc",),
+    "aarch64.clang": ("clang-19", "--target=aarch64-linux-gnu"),
+    "x86_64.gcc": ("gcc",),
+    "x86_64.clang": ("clang-19", "--target=x86_64-linux-gnu"),
+}
+"""Variant prefix to compiler; those that are not installed are left out."""
+
+# One family of functions per template; the constants N and M make each member another function.
+TEMPLATES = {
+    "sum": "int {name}(const int *a, int n) {{ int s = {n}; for (int i = 0; i < n; i++) s += a[i] * {m}; return s; }}",
+    "clamp": "long {name}(long x) {{ if (x < {n}) return {n}; if (x > {n} + {m}) return {m}; return x ^ {n}; }}",
+    "find": "const char *{name}(const char *s) {{ while (*s && *s != {n} % 64 + 33) s += 1 + ({m} & 1); return s; }}",
+    "mix": "unsigned {name}(unsigned h) {{ h ^= h >> {m} % 15 + 1; h *= {n}u; h ^= h >> 13; return h + {m}u; }}",
+    "pick": (
+        "int {name}(int k) {{ switch (k) {{ case 1: return {n}; case 2: return k * {m};"
+        " case 7: return helper(k + {n}); default: return -{m}; }} }}"
+    ),
+    "fill": (
+        "void {name}(struct node *p, int n) {{ for (int i = 0; i < n; i++)"
+        " {{ p[i].value = i * {n}; p[i].next = i + {m} < n ? p + i + {m} : 0; }} }}"
+    ),
+}
+PRELUDE = "struct node { int value; struct node *next; };\nint helper(int);\n"
+FUNCTIONS_OF_SPLIT = {"train": 48, "valid": 12, "test": 12}
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of 48 train, 12 valid and 12 test functions, in two train shards, at five levels."""
+    compilers = {name: command for name, command in COMPILERS.items() if shutil.which(command[0])}
+    if len(compilers) < 2:
+        pytest.skip("needs two of: aarch64-linux-gnu-gcc, gcc, clang-19")
+    corpus = tmp_path_factory.mktemp("corpus")
+    entries = []
+    for number, (split, count) in enumerate(FUNCTIONS_OF_SPLIT.items()):
+        records = _compiled(split, count, seed=1 + number, compilers=compilers, folder=corpus / split)
+        half = len(records) // 2 if split == "train" else len(records)
+        for place, part in enumerate((records[:half], records[half:])):
+            if part:
+                path = corpus / f"{split}-{place:05d}.tar.zst"
+                entries.append(write_shard(path, split, part, zstd_level=3))
+    index = CorpusIndex(
+        name="tiny",
+        toolchains={name: _version(command) for name, command in compilers.items()},
+        levels=LEVELS,
+        projects={split: {"split": split, "license": "MIT"} for split in FUNCTIONS_OF_SPLIT},
+        shards=tuple(entries),
+        totals={"functions": sum(FUNCTIONS_OF_SPLIT.values())},
+        failures={},
+    )
+    write_index(corpus, index)
+    return corpus
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tiny_corpus: Path):
+    """A tokenizer of 1,024 entries, learnt from the tiny corpus in both forms."""
+    from asmtrain.tokens import documents, train_tokenizer
+
+    records = list(read_split(tiny_corpus, "train"))
+    texts = [
+        item.text for task in ("completion", "retrieval") for r in records for item in documents(r, task)
+    ]
+    return train_tokenizer(texts, vocab_size=1024)
+
+
+def _version(command: Sequence[str]) -> str:
+    run = subprocess.run([command[0], "--version"], capture_output=True, check=True, text=True)
+    return run.stdout.splitlines()[0]
+
+
+def _compiled(
+    project: str, count: int, *, seed: int, compilers: dict[str, tuple[str, ...]], folder: Path
+) -> list[FunctionRecord]:
+    """Write `count` functions into one C file, compile it in every variant, and join the variants."""
+    kinds = list(TEMPLATES)
+    sources = {
+        f"{kinds[i % len(kinds)]}_{project}_{i}": TEMPLATES[kinds[i % len(kinds)]].format(
+            name=f"{kinds[i % len(kinds)]}_{project}_{i}", n=(i + seed) * 37 + 5, m=(i * seed) % 23 + 2
+        )
+        for i in range(count)
+    }
+    folder.mkdir()
+    (folder / "unit.c").write_text(PRELUDE + "\n".join(sources.values()) + "\n")
+    texts: dict[str, dict[str, str]] = {name: {} for name in sources}
+    for prefix, command in compilers.items():
+        for level in LEVELS:
+            argv = [*command, f"-{level}", "-S", "unit.c", "-o", "unit.s"]
+            subprocess.run(argv, cwd=folder, check=True, capture_output=True, timeout=60)
+            for name, text in asm.split_functions((folder / "unit.s").read_bytes()).items():
+                texts[name][f"{prefix}.{level.lower()}"] = text
+    return [
+        _record(project, name, source, line=3 + place, assembly=texts[name])
+        for place, (name, source) in enumerate(sources.items())
+    ]
+
+
+def _record(project: str, name: str, source: str, *, line: int, assembly: dict[str, str]) -> FunctionRecord:
+    key = function_key(project, "unit.c", line, name)
+    meta = FunctionMeta(
+        project=project,
+        version="1",
+        source=SourceMeta(kind="path", location="tests", sha256=None),
+        license="MIT",
+        split=project,
+        unit="unit.c",
+        file="unit.c",
+        name=name,
+        signature=source.partition(" {")[0],
+        lines=(line, line),
+        comment="",
+        source_sha256=hashlib.sha256(source.encode()).hexdigest(),
+        cluster=key,
+        variants={variant: _variant_meta(variant, text) for variant, text in assembly.items()},
+    )
+    return FunctionRecord(key, meta, source, assembly)
+
+
+def _variant_meta(variant: str, text: str) -> VariantMeta:
+    isa, compiler, level = variant.split(".")
+    return VariantMeta(
+        compiler=compiler,
+        flags=(f"-O{level[1:]}",),
+        sha256=hashlib.sha256(text.encode()).hexdigest(),
+        body_sha256=asm.view_sha256(text, isa),
+        num_instructions=asm.num_instructions(asm.clean(text, isa)),
+        code_bytes=4,
+    )
