@@ -82,15 +82,17 @@ def view(text: str, isa: str) -> str:
     """What a stripped binary shows of a function: no name, and one spelling for what assembles alike.
 
     Targets of calls and of jumps out of the function read `CALL`, other symbols `SYM` without any offset;
-    constants stay, in decimal. Labels stay where an instruction refers to them. A `.cold` part is left out:
-    it lies elsewhere in a binary, and jumps to it leave the function. gcc's and clang's spellings of one
-    instruction become the disassembler's (`beq` `b.eq`, `retq` `ret`, `sall` `shll`).
+    constants stay, in decimal. Labels stay where an instruction refers to them; nops, which align loops, go.
+    A `.cold` part is left out: it lies elsewhere in a binary, and jumps to it leave the function. gcc's and
+    clang's spellings of one instruction become one (`beq` `b.eq`, `retq` `ret`, `sall` `shll`, `ldur` `ldr`).
     """
     _, statements = _function(text, isa)
     for index, (kind, value) in enumerate(statements):
         if kind == _LABEL and ".cold" in value:
             statements = statements[:index]
             break
+    # In machine code a compiler's own nop cannot be told from the padding before a loop.
+    statements = [statement for statement in statements if statement != (_INSTRUCTION, "nop")]
     return _write(statements, template=_REMEMBERED_VIEWS[isa])
 
 
