@@ -212,8 +212,15 @@ def read_split(corpus: Path, split: str) -> Iterator[FunctionRecord]:
         yield from read_shard(path)
 
 
-def verify_shards(corpus: Path, progress: Callable[[str], None] = lambda name: None) -> list[str]:
-    """Compare every shard with the index: present, sha256, readable, counts. Returns the problems found."""
+def verify_shards(
+    corpus: Path,
+    progress: Callable[[str], None] = lambda name: None,
+    check: Callable[[FunctionRecord], list[str]] = lambda record: [],
+) -> list[str]:
+    """Compare every shard with the index: present, sha256, readable, counts. Returns the problems found.
+
+    `check` sees every record and returns the problems of its own.
+    """
     problems = []
     for entry in load_index(corpus).shards:
         progress(entry.name)
@@ -225,20 +232,25 @@ def verify_shards(corpus: Path, progress: Callable[[str], None] = lambda name: N
             if hashlib.file_digest(stream, "sha256").hexdigest() != entry.sha256:
                 problems.append(f"{entry.name}: sha256 differs from the index")
                 continue
-        problems += _verify_records(path, entry)
+        problems += _verify_records(path, entry, check)
     return problems
 
 
-def _verify_records(path: Path, entry: ShardEntry) -> list[str]:
-    try:
-        records = list(read_shard(path))
-    except ShardError as error:
-        return [error.message]
+def _verify_records(path: Path, entry: ShardEntry, check: Callable[[FunctionRecord], list[str]]) -> list[str]:
     problems = []
-    if len(records) != entry.num_functions:
-        problems.append(f"{entry.name}: {len(records)} functions, the index says {entry.num_functions}")
-    for record in records:
-        for variant, meta in record.meta.variants.items():
-            if hashlib.sha256(record.assembly[variant].encode()).hexdigest() != meta.sha256:
-                problems.append(f"{entry.name}: {record.key} {variant}: text differs from its sha256")
+    num_functions = 0
+    try:
+        for record in read_shard(path):
+            num_functions += 1
+            problems += [f"{entry.name}: {problem}" for problem in (*_wrong_texts(record), *check(record))]
+    except ShardError as error:
+        return [*problems, error.message]
+    if num_functions != entry.num_functions:
+        problems.append(f"{entry.name}: {num_functions} functions, the index says {entry.num_functions}")
     return problems
+
+
+def _wrong_texts(record: FunctionRecord) -> Iterator[str]:
+    for variant, meta in record.meta.variants.items():
+        if hashlib.sha256(record.assembly[variant].encode()).hexdigest() != meta.sha256:
+            yield f"{record.key} {variant}: text differs from its sha256"

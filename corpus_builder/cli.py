@@ -1,0 +1,158 @@
+"""The command `corpus-builder`: parses arguments and calls the module that does the work.
+
+Exit status 0, or 2 after one line on what is wrong and one on what to do. Whatever is heavy is imported by
+the command that needs it, so `--help` answers at once.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from corpus_builder.errors import UserFacingError
+
+_EXAMPLES = """\
+examples:
+  corpus-builder plan configs/corpus/demo.yaml          what would be compiled, without compiling
+  corpus-builder build configs/corpus/demo.yaml         compile it into runs/demo/corpus
+  corpus-builder stats runs/demo/corpus                 sizes per project and variant, failures by cause
+  corpus-builder show runs/demo/corpus luaH_get         one function's source beside two variants
+  corpus-builder verify runs/demo/corpus                whether every shard is whole and no split leaks
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        status: int = arguments.handler(arguments)
+    except UserFacingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: what is finished stays, the same command goes on from there", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; keep the interpreter from failing at its last flush.
+        sys.stderr.close()
+        return 0
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="corpus-builder",
+        description="Cross-compiles C codebases into shards: one C function seen through every compiler.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    json_option = argparse.ArgumentParser(add_help=False)
+    json_option.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    config_options = argparse.ArgumentParser(add_help=False)
+    config_options.add_argument("config", type=Path, help="corpus config, such as configs/corpus/demo.yaml")
+    config_options.add_argument(
+        "--set", action="append", default=[], metavar="A.B=C", help="override one key of the config"
+    )
+    corpus_option = argparse.ArgumentParser(add_help=False)
+    corpus_option.add_argument("corpus", type=Path, help="folder of a built corpus, with its index.json")
+
+    plan = commands.add_parser("plan", parents=[config_options, json_option], help="say what would be built")
+    plan.set_defaults(handler=_plan)
+    build = commands.add_parser("build", parents=[config_options, json_option], help="build a corpus")
+    build.add_argument(
+        "--address", help="Ray cluster to use, such as auto or ray-head:6379; default: this machine"
+    )
+    build.set_defaults(handler=_build)
+    stats = commands.add_parser("stats", parents=[corpus_option, json_option], help="figures of a corpus")
+    stats.set_defaults(handler=_stats)
+    verify = commands.add_parser("verify", parents=[corpus_option, json_option], help="check a corpus")
+    verify.set_defaults(handler=_verify)
+    show = commands.add_parser(
+        "show", parents=[corpus_option], help="one function's source beside its assembly"
+    )
+    show.add_argument("function", help="name or key of a function")
+    show.add_argument("--variants", metavar="A,B", help="two variants; default: one compiler's O0 and O2")
+    show.add_argument("--raw", action="store_true", help="with directives, as the compiler wrote it")
+    show.set_defaults(handler=_show)
+    return parser
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from corpus_builder.config import CorpusConfig, load_config
+    from corpus_builder.plan import plan_build
+    from corpus_builder.terminal import console, print_json, print_plan
+
+    config = load_config(CorpusConfig, arguments.config, arguments.set)
+    plan = plan_build(config)
+    if arguments.json:
+        print_json(plan.summary(config))
+    else:
+        print_plan(plan.summary(config), console())
+    return 0
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    from corpus_builder.config import CorpusConfig, load_config
+    from corpus_builder.pipeline import build
+    from corpus_builder.plan import plan_build
+    from corpus_builder.terminal import BuildProgress, console, print_build, print_json
+
+    config = load_config(CorpusConfig, arguments.config, arguments.set)
+    with BuildProgress(console(stderr=True)) as progress:
+        plan = plan_build(config, progress)
+        progress.note(plan.notes)
+        index = build(config, address=arguments.address, progress=progress, plan=plan)
+    if arguments.json:
+        print_json(index.model_dump())
+    else:
+        print_build(index.model_dump(), config.output, console())
+    return 0
+
+
+def _stats(arguments: argparse.Namespace) -> int:
+    from corpus_builder.shards import load_index, read_shard
+    from corpus_builder.stats import summarize, tables
+    from corpus_builder.terminal import console, print_json
+
+    index = load_index(arguments.corpus)
+    records = (record for shard in index.shards for record in read_shard(arguments.corpus / shard.name))
+    summary = summarize(index.model_dump(), (record.meta.model_dump() for record in records))
+    if arguments.json:
+        print_json(summary)
+        return 0
+    for table in tables(summary):
+        console().print(table)
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from corpus_builder.terminal import print_json
+    from corpus_builder.verify import verify_corpus
+
+    problems = verify_corpus(arguments.corpus)
+    if arguments.json:
+        print_json({"corpus": str(arguments.corpus), "problems": problems})
+    elif not problems:
+        print(f"{arguments.corpus} is sound: shards whole, texts as recorded, no function in two splits")
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    if problems:
+        print("  remedy: delete damaged shards and build again: finished units are reused", file=sys.stderr)
+    return 2 if problems else 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from corpus_builder.show import choose_variants, find_function, side_by_side
+    from corpus_builder.terminal import console
+
+    record, others = find_function(arguments.corpus, arguments.function)
+    variants = choose_variants(record, arguments.variants)
+    console().print(side_by_side(record, variants, raw=arguments.raw))
+    for key, place in others:
+        print(f"also: {key} {place}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

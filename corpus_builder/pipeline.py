@@ -1,0 +1,195 @@
+"""A build from config to corpus: plan, parts, then duplicates, splits, shards and index.
+
+In: a corpus config. Out: a folder of shards with `index.json`, written last, and `failures.jsonl`. Each
+unit's result is a part under `work/parts`, so a build that was killed or changed takes from there what is
+still right.
+Invariant: equal configs, sources and compilers give equal bytes, whatever the number of workers, the order
+in which they finish, or how often the build was killed.
+The cost is compiling; beside it, memory of about 7 KB a function.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from corpus_builder import csource
+from corpus_builder.config import CorpusConfig, DedupConfig, Project
+from corpus_builder.dedup import signatures
+from corpus_builder.errors import EmptyCorpus, ShardError
+from corpus_builder.executor import Crash, run_units
+from corpus_builder.parts import PartHeader, encode_part, read_header
+from corpus_builder.plan import Plan, Progress, digest, part_path, plan_build, silent
+from corpus_builder.process import Limits
+from corpus_builder.publish import FAILURES_FILE, failure_counts, find_kept, write_corpus, write_failures
+from corpus_builder.record import Failure, Unit
+from corpus_builder.shards import CorpusIndex, atomic_output, load_index
+from corpus_builder.toolchain import Toolchain
+from corpus_builder.worker import build_unit
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a worker needs to make one part."""
+
+    unit: Unit
+    project: Project
+    toolchains: tuple[Toolchain, ...]
+    levels: tuple[str, ...]
+    limits: Limits
+    dedup: DedupConfig
+    part: str
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part as a worker sends it, and its counts."""
+
+    data: bytes
+    num_functions: int
+    num_failures: int
+
+
+def build(
+    config: CorpusConfig,
+    *,
+    address: str | None = None,
+    progress: Callable[[Progress], None] = silent,
+    plan: Plan | None = None,
+) -> CorpusIndex:
+    """Build the corpus, or return the one that is there if it is this one.
+
+    `address` is that of a Ray cluster; without it a local one is started. `plan` saves planning twice.
+
+    Raises:
+        UserFacingError: whatever stops a build; what is finished stays and is used by the next one.
+    """
+    plan = plan or plan_build(config, progress)
+    output = config.output
+    marker = output / "work" / "finished.json"
+    identity = _build_identity(config, plan)
+    finished = _finished_build(output, marker, identity)
+    if finished:
+        return finished
+    crashes = _make_parts(config, plan, address=address, progress=progress)
+    done = [planned for planned in plan.units if planned.unit.id not in crashes]
+    headers = [read_header(part_path(output, planned.part)) for planned in done]
+    progress(Progress("duplicates", 0, 1))
+    kept = find_kept(headers, plan, config.dedup)
+    failures = sorted(
+        [failure for header in headers for failure in header.failures] + list(crashes.values()),
+        key=lambda failure: (failure.unit, failure.variant, failure.stage, failure.cause),
+    )
+    if not kept.duplicates.clusters:
+        write_failures(output, failures)
+        raise _empty_corpus(config, plan, failures)
+    index = write_corpus(config, plan, kept, failures, progress)
+    if not crashes:  # units whose worker died deserve another try
+        with atomic_output(marker) as stream:
+            stream.write(json.dumps({"build": identity, "index": index.sha256()}).encode())
+    return index
+
+
+def _build_identity(config: CorpusConfig, plan: Plan) -> str:
+    # The others leave no trace in a corpus, or are part of the plan.
+    own = {"name", "levels", "split", "dedup", "shards"}
+    settings = config.model_dump(mode="json", include=own)
+    return digest([settings, plan.splits, [planned.part for planned in plan.units]])
+
+
+def _finished_build(output: Path, marker: Path, identity: str) -> CorpusIndex | None:
+    """The corpus of an equal build, if all of it is there."""
+    try:
+        stamp = json.loads(marker.read_text())
+        index = load_index(output)
+        whole = all((output / shard.name).stat().st_size == shard.size_bytes for shard in index.shards)
+    except (OSError, ValueError, ShardError):
+        return None
+    return index if whole and stamp == {"build": identity, "index": index.sha256()} else None
+
+
+def _make_parts(
+    config: CorpusConfig, plan: Plan, *, address: str | None, progress: Callable[[Progress], None]
+) -> dict[str, Failure]:
+    """Make the parts that are missing; returns the units that no worker survived."""
+    count = _Count(len(plan.units), progress)
+    tasks = _missing_parts(config, plan, count)
+    crashes: dict[str, Failure] = {}
+    for task, result in run_units(
+        tasks, _make_part, size=lambda task: task.unit.size_bytes, workers=config.workers, address=address
+    ):
+        if isinstance(result, Crash):
+            crashes[task.unit.id] = _crash_failure(task.unit, result)
+            count.add(0, 1)
+            continue
+        with atomic_output(part_path(config.output, task.part)) as stream:
+            stream.write(result.data)
+        count.add(result.num_functions, result.num_failures)
+    return crashes
+
+
+class _Count:
+    """Adds up finished units and reports them."""
+
+    def __init__(self, total: int, progress: Callable[[Progress], None]) -> None:
+        self._now = Progress("units", 0, total)
+        self._progress = progress
+        progress(self._now)
+
+    def add(self, functions: int, failures: int, *, reused: int = 0) -> None:
+        now = self._now
+        self._now = replace(
+            now,
+            done=now.done + 1,
+            reused=now.reused + reused,
+            functions=now.functions + functions,
+            failures=now.failures + failures,
+        )
+        self._progress(self._now)
+
+
+def _missing_parts(config: CorpusConfig, plan: Plan, count: _Count) -> list[_Task]:
+    limits = Limits(**config.limits.model_dump())
+    tasks = []
+    for planned in plan.units:
+        header = _existing_header(part_path(config.output, planned.part))
+        if header:
+            count.add(len(header.functions), len(header.failures), reused=1)
+            continue
+        unit, project = planned.unit, planned.project
+        tasks.append(_Task(unit, project, plan.toolchains, config.levels, limits, config.dedup, planned.part))
+    return tasks
+
+
+def _make_part(task: _Task) -> _Part:
+    """Runs on a worker."""
+    result = build_unit(task.unit, task.project, task.toolchains, task.levels, limits=task.limits)
+    tokens = [csource.source_tokens(record.source) for record in result.records]
+    rows = signatures(tokens, num_perm=task.dedup.num_perm, shingle=task.dedup.shingle)
+    return _Part(encode_part(result, rows), len(result.records), len(result.failures))
+
+
+def _crash_failure(unit: Unit, crash: Crash) -> Failure:
+    return Failure(
+        unit=unit.id, variant="", stage="compile", cause="internal", exit=0, command="", tail=crash.reason
+    )
+
+
+def _existing_header(path: Path) -> PartHeader | None:
+    try:
+        return read_header(path)
+    except FileNotFoundError:
+        return None
+    except ShardError:
+        path.unlink()
+        return None
+
+
+def _empty_corpus(config: CorpusConfig, plan: Plan, failures: Sequence[Failure]) -> EmptyCorpus:
+    counts = failure_counts(failures)
+    most = max(counts, key=lambda name: counts[name], default="")
+    reason = f"; most frequent failure: {most} in {counts[most]} units" if most else ""
+    return EmptyCorpus(
+        f"not one function came out of {len(plan.units)} units{reason}",
+        remedy=f"see {config.output / FAILURES_FILE}, and the recipes' `sources`, `include` and `defines`",
+    )

@@ -1,0 +1,136 @@
+"""What a build says on a terminal: progress while it runs, tables when it is done."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from corpus_builder.plan import Progress
+from corpus_builder.stats import failure_table
+
+_WIDTH_OF_A_FILE = 160
+_SECONDS_BETWEEN_LINES = 10.0
+_LABELS = {
+    "sources": "fetching sources",
+    "units": "compiling units",
+    "duplicates": "finding duplicates",
+    "shards": "writing shards",
+}
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console as wide as the terminal, or wide enough for tables in a file."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(file=stream, width=None if stream.isatty() else _WIDTH_OF_A_FILE, highlight=False)
+
+
+def print_json(data: Any) -> None:
+    """To standard output, for programs."""
+    print(json.dumps(data, indent=1, sort_keys=True))
+
+
+class BuildProgress:
+    """Shows a build's progress: a bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, screen: Console) -> None:
+        self._screen = screen
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[counts]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=screen,
+            disable=not screen.is_terminal,
+        )
+        self._tasks: dict[str, Any] = {}
+        self._started = self._last_line = time.monotonic()
+        self._reused = 0
+
+    def __enter__(self) -> "BuildProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def note(self, notes: Sequence[str]) -> None:
+        """Lines that stay above the bar."""
+        for note in notes:
+            self._screen.print(f"note: {note}", markup=False)
+
+    def __call__(self, now: Progress) -> None:
+        """Take in where the build stands."""
+        if now.stage not in self._tasks:
+            self._tasks[now.stage] = self._bar.add_task(_LABELS[now.stage], total=now.total, counts="")
+            self._started = time.monotonic()
+        counts = self._counts(now) if now.stage == "units" else ""
+        self._bar.update(self._tasks[now.stage], completed=now.done, total=now.total, counts=counts)
+        self._print_line(now, counts)
+
+    def _counts(self, now: Progress) -> str:
+        rate = (now.done - now.reused) / max(time.monotonic() - self._started, 1e-9)
+        return f"{rate:.1f}/s  {now.functions:,} functions  {now.failures:,} failures"
+
+    def _print_line(self, now: Progress, counts: str) -> None:
+        if self._screen.is_terminal:
+            return
+        quiet = time.monotonic() - self._last_line < _SECONDS_BETWEEN_LINES
+        if quiet and now.done not in (0, now.total):
+            return
+        self._last_line = time.monotonic()
+        self._screen.print(f"{_LABELS[now.stage]} {now.done}/{now.total}  {counts}".rstrip(), markup=False)
+
+
+def print_build(index: Mapping[str, Any], output: Path, screen: Console) -> None:
+    """What a finished build gave."""
+    totals = index["totals"]
+    dropped = ", ".join(f"{totals[f'dropped_{reason}']:,} {reason}" for reason in ("exact", "body", "near"))
+    table = Table(title=f"Corpus {index['name']}", title_justify="left", show_header=False)
+    rows = {
+        "projects": f"{totals['projects']:,}",
+        "units": f"{totals['units']:,}",
+        "functions": f"{totals['functions']:,}",
+        "variants": f"{totals['variants']:,}",
+        "duplicates dropped": dropped,
+        "assembly": f"{totals['assembly_bytes'] / 1e6:,.1f} MB",
+        "shards": f"{totals['shard_bytes'] / 1e6:,.1f} MB in {len(index['shards'])} files",
+        "folder": str(output),
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    screen.print(table)
+    screen.print(failure_table(index["failures"]))
+
+
+def print_plan(summary: Mapping[str, Any], screen: Console) -> None:
+    """What a build would do."""
+    projects = Table("project", "version", "license", "split", "units", "KiB of C", title="Projects")
+    for name, project in summary["projects"].items():
+        size = f"{project['source_bytes'] / 1024:,.0f}"
+        projects.add_row(
+            name, project["version"], project["license"], project["split"], str(project["units"]), size
+        )
+    toolchains = Table("toolchain", "version", title="Toolchains")
+    for name, version in summary["toolchains"].items():
+        toolchains.add_row(name, version)
+    screen.print(projects)
+    screen.print(toolchains)
+    for note in summary["notes"]:
+        screen.print(f"note: {note}", markup=False)
+    screen.print(
+        f"{summary['units']:,} units x {summary['variants']} variants (toolchain x level)"
+        f" = {summary['compilations']:,} compilations"
+    )
