@@ -1,0 +1,339 @@
+"""The run folder: what a run leaves on disk, and how it goes on from there.
+
+    RUN/config.yaml                    the resolved config that started the run
+    RUN/tokenizer/                     a Hugging Face tokenizer folder
+    RUN/cache/                         token caches of the corpora
+    RUN/base/                          random weights that a new model starts from (a Hugging Face folder)
+    RUN/stages/01-pretrain/            a finished stage: result.json, and weights or adapter, embedding head
+    RUN/checkpoints/01-pretrain-step000100/
+        weights/                       the same files as a stage's folder: what an export needs
+        rank-00000.safetensors         that rank's optimizer state and random state
+        state.json
+    RUN/metrics.jsonl, RUN/tb/         every step's figures
+    RUN/finished.json                  appears when the last stage is done
+
+Invariant: every folder under stages/ and checkpoints/ is written under a hidden name, synced and renamed, so
+it is whole or absent; `manifest.json` in it carries each file's sha256. All files are JSON, YAML or
+safetensors: nothing is unpickled. Cost: a checkpoint holds the trained weights once gathered, and 12 bytes
+for each of them in the ranks' files.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from asmtrain.config import Dtype, EmbeddingConfig, Full, Lora, TrainConfig
+from asmtrain.embedding import EmbeddingHead
+from asmtrain.errors import CheckpointError
+from asmtrain.model import (
+    HEAD_FILE,
+    LanguageModel,
+    backbone,
+    load_adapter,
+    load_head,
+    load_model,
+    write_weights,
+)
+from corpus_builder.errors import OutputError
+from corpus_builder.shards import atomic_output
+
+MANIFEST = "manifest.json"
+# What may differ when a run goes on: where it lies, and how often it saves.
+_FREE_KEYS = re.compile(r"run$|checkpoint\.")
+
+
+class StageResult(BaseModel):
+    """`result.json` of a stage: what its weights are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    index: int
+    """Position among the run's stages, from 0."""
+    step: int
+    """Optimizer steps taken."""
+    objective: str
+    trainable: Full | Lora = Field(discriminator="kind")
+    embedding: EmbeddingConfig | None
+    dtype: Dtype
+    base: str
+    """Model that an adapter sits on: a folder relative to the run, an absolute one, or a hub name."""
+    corpora: dict[str, str]
+    """Corpus folder to its index's sha256."""
+    valid_loss: float | None = None
+
+
+class CheckpointState(BaseModel):
+    """`state.json` of a checkpoint: where the run stood."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: int
+    """Optimizer steps of the stage that are done."""
+    world_size: int
+
+
+def stage_folder(run: Path, index: int, name: str) -> Path:
+    """Where a stage's result lies."""
+    return run / "stages" / f"{index + 1:02d}-{name}"
+
+
+def stage_folders(run: Path) -> list[Path]:
+    """The finished stages of a run, in their order."""
+    return sorted(path for path in (run / "stages").glob("[0-9]*") if (path / MANIFEST).exists())
+
+
+def claim(run: Path, config: TrainConfig) -> None:
+    """Start a run folder, or make sure that it belongs to this config; removes what a kill left half written.
+
+    Raises:
+        CheckpointError: another config made it; the message names the first differing key.
+    """
+    path = run / "config.yaml"
+    ours = config.model_dump(mode="json")
+    if path.exists():
+        theirs = yaml.safe_load(path.read_text(encoding="utf-8"))
+        difference = _first_difference(theirs, ours)
+        if difference:
+            key, before, now = difference
+            raise CheckpointError(
+                f"run {run} was started with another config: {key} was {before!r} and is now {now!r}",
+                remedy="set it back, or name another folder in `run` (--set run=FOLDER)",
+            )
+    else:
+        with atomic_output(path) as stream:
+            stream.write(yaml.safe_dump(ours, sort_keys=False).encode())
+    for leftover in [*run.glob("stages/.*"), *run.glob("checkpoints/.*"), *run.glob(".base*")]:
+        shutil.rmtree(leftover)
+
+
+def _first_difference(theirs: Any, ours: Any) -> tuple[str, Any, Any] | None:
+    before, now = dict(_leaves(theirs)), dict(_leaves(ours))
+    for key in [*now, *before]:
+        if not _FREE_KEYS.match(key) and before.get(key) != now.get(key):
+            return key, before.get(key), now.get(key)
+    return None
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of every leaf; empty groups are leaves."""
+    items: Any = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    items = list(items)
+    if not items:
+        yield prefix, node
+    for key, value in items:
+        yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """A folder that appears whole, synced and with its manifest, or not at all."""
+    with written_to(folder):
+        draft = new_draft(folder)
+        yield draft
+        publish(draft, folder)
+
+
+def draft_of(folder: Path) -> Path:
+    """The hidden name under which a folder is written."""
+    return folder.with_name(f".{folder.name}")
+
+
+def new_draft(folder: Path) -> Path:
+    """Make the empty draft of a folder."""
+    draft = draft_of(folder)
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    return draft
+
+
+@contextmanager
+def written_to(path: Path) -> Iterator[None]:
+    """Turns a failure to write under `path` into an OutputError; what was published before is intact."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        # safetensors tells the errno only in its text.
+        full = getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(error)
+        raise OutputError(
+            f"cannot write {path}: {'no space left on the disk' if full else error}",
+            remedy="free some space or check permissions; the same command goes on from the last save",
+        ) from error
+
+
+def publish(draft: Path, folder: Path) -> None:
+    """Write the manifest of a finished draft, sync everything, give it its name."""
+    files = sorted(path for path in draft.rglob("*") if path.is_file())
+    sums = {str(path.relative_to(draft)): _sha256(path) for path in files}
+    (draft / MANIFEST).write_text(json.dumps(sums, indent=1), encoding="utf-8")
+    for path in [*files, draft / MANIFEST, draft]:
+        _sync(path)
+    os.replace(draft, folder)
+    _sync(folder.parent)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def damage(folder: Path) -> str | None:
+    """The first file of a folder that is not what its manifest says; None when all are."""
+    try:
+        sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return MANIFEST
+    for name, expected in sums.items():
+        path = folder / name
+        if not path.is_file() or _sha256(path) != expected:
+            return str(name)
+    return None
+
+
+def write_result(
+    folder: Path,
+    result: StageResult,
+    *,
+    model: LanguageModel,
+    tensors: Mapping[str, torch.Tensor],
+    head: Mapping[str, torch.Tensor],
+) -> None:
+    """Write the files of a stage's result into a folder; `head` is empty without an embedding."""
+    folder.mkdir(exist_ok=True)
+    write_weights(folder, model, tensors)
+    if head:
+        save_file(dict(head), folder / HEAD_FILE)
+    (folder / "result.json").write_text(result.model_dump_json(indent=1), encoding="utf-8")
+
+
+def read_result(folder: Path) -> StageResult:
+    """What a stage's or a checkpoint's weights are; raises CheckpointError where there are none."""
+    try:
+        return StageResult.model_validate_json((folder / "result.json").read_bytes())
+    except (OSError, ValidationError):
+        raise CheckpointError(
+            f"{folder} holds no stage result: result.json is missing or damaged",
+            remedy="let asmtrain train finish the stage",
+        ) from None
+
+
+def load_stage_result(folder: Path, dtype: Dtype | None = None) -> tuple[LanguageModel, EmbeddingHead | None]:
+    """The model of a stage result, adapter attached where it has one, and its embedding head.
+
+    `dtype` is the stage's own if not given. Works on the CPU, whatever the ZeRO stage that trained it.
+
+    Raises:
+        CheckpointError: the folder holds no stage result.
+        ModelError: its weights are damaged, or its base is gone.
+    """
+    result = read_result(folder)
+    dtype = dtype or result.dtype
+    if isinstance(result.trainable, Lora):
+        base = load_model(base_path(folder, result), dtype=dtype)
+        model: LanguageModel = load_adapter(base, folder, result.trainable, base=result.base)
+    else:
+        model = load_model(str(folder), dtype=dtype)
+    if result.embedding is None:
+        return model, None
+    head = load_head(folder, result.embedding, hidden_size=backbone(model).config.hidden_size, dtype=dtype)
+    return model, head
+
+
+def base_path(folder: Path, result: StageResult) -> str:
+    """The base of an adapter as a path or hub name; a run folder that moved takes its own base along."""
+    for run in folder.resolve().parents:
+        if (run / "config.yaml").exists() and (run / result.base).is_dir():
+            return str(run / result.base)
+    return result.base
+
+
+def checkpoint_folder(run: Path, stage: int, name: str, step: int) -> Path:
+    """Where a checkpoint lies; names sort by age."""
+    return run / "checkpoints" / f"{stage + 1:02d}-{name}-step{step:06d}"
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Checkpoints that were published, oldest first."""
+    return sorted(path for path in (run / "checkpoints").glob("[0-9]*") if (path / "state.json").exists())
+
+
+def latest(run: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint whose files are all as they were written, and what is wrong with newer ones."""
+    problems: list[str] = []
+    for folder in reversed(checkpoints(run)):
+        broken = damage(folder)
+        if broken is None:
+            return folder, problems
+        problems.append(f"checkpoint {folder} is damaged ({broken}); an older one is used")
+    return None, problems
+
+
+def read_state(folder: Path, *, world_size: int) -> CheckpointState:
+    """Where a checkpoint stood.
+
+    Raises:
+        CheckpointError: it was written by another number of ranks.
+    """
+    state = CheckpointState.model_validate_json((folder / "state.json").read_bytes())
+    if state.world_size != world_size:
+        raise CheckpointError(
+            f"checkpoint {folder} was written by {state.world_size} ranks; this run has {world_size}",
+            remedy=f"start {state.world_size} ranks; a finished stage goes on with any number",
+        )
+    return state
+
+
+def write_state(folder: Path, state: CheckpointState) -> None:
+    """Write `state.json`."""
+    (folder / "state.json").write_text(state.model_dump_json(indent=1), encoding="utf-8")
+
+
+def write_rank(folder: Path, rank: int, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write one rank's optimizer and random state.
+
+    Raises:
+        OutputError: the disk is full.
+    """
+    path = folder / f"rank-{rank:05d}.safetensors"
+    with written_to(path):
+        save_file(dict(tensors), path)
+        _sync(path)
+
+
+def read_rank(folder: Path, rank: int) -> dict[str, torch.Tensor]:
+    """Read what `write_rank` wrote; raises CheckpointError when it is damaged."""
+    path = folder / f"rank-{rank:05d}.safetensors"
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}", remedy=f"delete {folder}") from None
+
+
+def prune(run: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints."""
+    for folder in checkpoints(run)[:-keep]:
+        # Renamed first: a kill in between leaves no half checkpoint under a whole one's name.
+        hidden = folder.with_name(f".{folder.name}")
+        os.replace(folder, hidden)
+        shutil.rmtree(hidden)

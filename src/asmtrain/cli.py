@@ -1,0 +1,150 @@
+"""The command `asmtrain`: arguments in, one function called, exit code out.
+
+Exit codes: 0 done; 2 a mistake that a user can mend, told in one line with its remedy; 75 a run that saved
+itself at Slurm's warning and wants to be started again. Modules are imported by the handler that needs
+them, so that `--help` answers at once.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from asmtrain.errors import UserFacingError
+
+_EXAMPLES = """examples:
+  asmtrain train configs/train/codellama-7b.yaml --dry-run
+  launch/train.sh configs/train/demo.yaml
+  asmtrain export runs/demo/train --output runs/demo/export
+  asmtrain eval retrieval --model runs/demo/export/embedding --corpus runs/demo/corpus --output runs/demo/eval
+  asmtrain embed runs/demo/corpus --model runs/demo/export/embedding --output runs/demo/index
+  asmtrain search function.s --index runs/demo/index
+  asmtrain doctor"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.handler(options)
+    except UserFacingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # The reader of our output left, as in `asmtrain ... | head`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="asmtrain",
+        description="Train, export, evaluate and search with models of assembly.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_train, _add_export, _add_eval, _add_embed, _add_search, _add_doctor):
+        add(commands)
+    return parser
+
+
+def _add_train(commands: Any) -> None:
+    parser = commands.add_parser("train", help="train the stages of a config, or go on where it stopped")
+    parser.add_argument("config", type=Path, help="YAML file, such as configs/train/demo.yaml")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="A.B=C", dest="overrides", help="override one key"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the config, parameters, memory and steps; train nothing"
+    )
+    parser.set_defaults(handler=_train)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from asmtrain.config import load_train_config
+
+    config = load_train_config(options.config, options.overrides)
+    if options.dry_run:
+        from asmtrain import plan
+
+        print(plan.describe(config))
+        return 0
+    from asmtrain import train
+
+    return train.run(config)
+
+
+def _add_export(commands: Any) -> None:
+    parser = commands.add_parser("export", help="write merged weights, adapter and embedding model of a run")
+    parser.add_argument("run", type=Path, help="the run's folder")
+    parser.add_argument("--output", type=Path, help="where to; RUN/export if not given")
+    parser.set_defaults(handler=_export)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from asmtrain import export
+
+    return export.run(options.run, options.output)
+
+
+def _add_eval(commands: Any) -> None:
+    parser = commands.add_parser("eval", help="evaluate a model on a task")
+    tasks = parser.add_subparsers(required=True, metavar="TASK")
+    retrieval = tasks.add_parser("retrieval", help="find functions across -O levels, compilers and ISAs")
+    retrieval.add_argument("--model", type=Path, required=True, help="an exported embedding/ folder")
+    retrieval.add_argument("--corpus", type=Path, required=True, help="corpus whose test split is searched")
+    retrieval.add_argument("--output", type=Path, required=True, help="folder for retrieval.json and .png")
+    retrieval.set_defaults(handler=_eval_retrieval)
+
+
+def _eval_retrieval(options: argparse.Namespace) -> int:
+    from asmtrain.tasks import retrieval
+
+    retrieval.run(options.model, options.corpus, options.output)
+    return 0
+
+
+def _add_embed(commands: Any) -> None:
+    parser = commands.add_parser("embed", help="embed the functions of a corpus or of files into an index")
+    parser.add_argument("inputs", type=Path, nargs="+", help="a corpus folder, or .s and .o files")
+    parser.add_argument("--model", type=Path, required=True, help="an exported embedding/ folder")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the index")
+    parser.set_defaults(handler=_embed)
+
+
+def _embed(options: argparse.Namespace) -> int:
+    from asmtrain import index
+
+    index.run_build(options.inputs, options.model, options.output)
+    return 0
+
+
+def _add_search(commands: Any) -> None:
+    parser = commands.add_parser("search", help="find a function's nearest neighbours in an index")
+    parser.add_argument("file", type=Path, help=".s or .o file with the function asked for")
+    parser.add_argument("--index", type=Path, required=True, help="folder that asmtrain embed wrote")
+    parser.add_argument("--function", help="its name; needed where the file holds several")
+    parser.add_argument("--top", type=int, default=5, help="neighbours shown")
+    parser.set_defaults(handler=_search)
+
+
+def _search(options: argparse.Namespace) -> int:
+    from asmtrain import index
+
+    index.run_search(options.file, options.index, function=options.function, top=options.top)
+    return 0
+
+
+def _add_doctor(commands: Any) -> None:
+    parser = commands.add_parser("doctor", help="say what this machine lacks, for what, and how to get it")
+    parser.set_defaults(handler=_doctor)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from asmtrain import doctor
+
+    return doctor.run()

@@ -1,0 +1,151 @@
+"""Who this process is among its ranks, and the few collectives the trainer calls itself.
+
+In: the environment of the deepspeed launcher, torchrun or srun; or none of them, for a single process.
+Out: a `World`, and a process group (nccl on GPUs, gloo on CPU) that DeepSpeed finds ready. The group exists
+in a single process too, so that the trainer has one path. Ranks of one host differ in `local_rank`.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as c10d
+
+from asmtrain.errors import LaunchError, UserFacingError
+
+ResultT = TypeVar("ResultT")
+
+# One rank may prepare a corpus while the others wait; a rank that died is noticed by its closed connection.
+_TIMEOUT = timedelta(hours=4)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all ranks."""
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes files and the console."""
+        return self.rank == 0
+
+
+@contextmanager
+def joined() -> Iterator[World]:
+    """Join the process group, and leave it at the end.
+
+    Raises:
+        LaunchError: the environment is incomplete, or this host has fewer GPUs than ranks.
+    """
+    rank, size, local_rank = placement(os.environ)
+    device = _device(local_rank)
+    # DeepSpeed reads these; srun and a single process do not set them.
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local_rank))
+    # One process needs no port: its store lives in memory.
+    store = c10d.HashStore() if size == 1 else None  # type: ignore[attr-defined]  # exported without a stub
+    c10d.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=size, store=store, timeout=_TIMEOUT
+    )
+    try:
+        yield World(rank, size, local_rank, device)
+    finally:
+        c10d.destroy_process_group()
+
+
+def placement(environment: Mapping[str, str]) -> tuple[int, int, int]:
+    """Rank, number of ranks and local rank from a launcher's variables; (0, 1, 0) without a launcher.
+
+    Raises:
+        LaunchError: some of the variables are missing, or not numbers.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if "RANK" not in environment and "MASTER_ADDR" in environment and "SLURM_PROCID" in environment:
+        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+    if not any(name in environment for name in names):
+        return 0, 1, 0
+    try:
+        rank, size, local_rank = (int(environment[name]) for name in names)
+    except (KeyError, ValueError) as error:
+        raise LaunchError(
+            f"the launcher's variables {', '.join(names)} are incomplete or wrong: {error}",
+            remedy="start with launch/train.sh, torchrun or srun; unset them for a single process",
+        ) from None
+    return rank, size, local_rank
+
+
+def _device(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise LaunchError(
+            f"local rank {local_rank} has no GPU: this host shows {torch.cuda.device_count()}",
+            remedy="start one rank per GPU",
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
+    """The sum of `values` over all ranks; the argument is left alone."""
+    total = values.clone()
+    c10d.all_reduce(total)
+    return total
+
+
+def all_gather_rows(rows_ND: torch.Tensor) -> torch.Tensor:
+    """The rows of all ranks, in the order of ranks; every rank gives the same number of rows."""
+    gathered = rows_ND.new_empty((rows_ND.shape[0] * c10d.get_world_size(), *rows_ND.shape[1:]))
+    c10d.all_gather_into_tensor(gathered, rows_ND.contiguous())
+    return gathered
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    c10d.barrier()
+
+
+def on_main(work: Callable[[], ResultT]) -> ResultT:
+    """Run `work` on rank 0 while the others wait; all ranks return its (picklable) result.
+
+    A user's mistake that rank 0 meets ends the others quietly, so that it is reported once.
+    """
+    outcome: list[ResultT | None] = [None]
+    failed = False
+    if c10d.get_rank() == 0:
+        try:
+            outcome[0] = work()
+        except UserFacingError:
+            failed = True
+            c10d.broadcast_object_list([failed, None])
+            raise
+        c10d.broadcast_object_list([failed, outcome[0]])
+        return outcome[0]  # type: ignore[return-value]  # None only where ResultT is
+    received: list[object] = [None, None]
+    c10d.broadcast_object_list(received)
+    if received[0]:
+        sys.exit(2)
+    return received[1]  # type: ignore[return-value]
+
+
+def random_state() -> dict[str, torch.Tensor]:
+    """This rank's random generators."""
+    state = {"random.cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["random.cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: Mapping[str, torch.Tensor]) -> None:
+    """Take back what `random_state` gave."""
+    torch.set_rng_state(state["random.cpu"])
+    if "random.cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["random.cuda"])

@@ -1,0 +1,250 @@
+"""Our config to DeepSpeed's, and the one object through which a stage's model is stepped.
+
+In: a config, a stage, a module. Out: an `Engine`: forward, backward, step, and its state as whole tensors
+(weights) or this rank's own (optimizer). Invariants: the gradient of a step is that of the loss whose parts
+were given to `backward` on all ranks and micro-steps, at every ZeRO stage; the optimizer state goes to files
+as plain tensors, so that nothing is unpickled when a run goes on. Memory a GPU: `model_state_bytes`.
+"""
+
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from asmtrain.config import OptimizerConfig, StageConfig, TrainConfig
+from asmtrain.dist import World
+from asmtrain.errors import ConfigError, LaunchError
+
+_NEVER = 2**31
+
+
+def samples_per_step(stage: StageConfig) -> int:
+    """Packed rows, or function pairs, in one optimizer step over all ranks."""
+    if stage.objective == "contrastive":
+        assert stage.embedding is not None
+        return stage.embedding.functions_per_step
+    return stage.rows_per_step
+
+
+def accumulation(stage: StageConfig, world_size: int) -> int:
+    """Micro-steps in one optimizer step of a rank.
+
+    Raises:
+        LaunchError: the step's rows or functions cannot be shared out evenly over the ranks.
+    """
+    samples = samples_per_step(stage)
+    if samples % world_size:
+        key = "embedding.functions_per_step" if stage.objective == "contrastive" else "rows_per_step"
+        raise LaunchError(
+            f"stage {stage.name!r}: {key} is {samples}, which {world_size} ranks cannot share evenly",
+            remedy=f"make it a multiple of {world_size}, or start another number of ranks",
+        )
+    return -(-samples // world_size // stage.micro_rows)
+
+
+def deepspeed_config(config: TrainConfig, stage: StageConfig, world_size: int) -> dict[str, Any]:
+    """The DeepSpeed dictionary of one stage; the config's `deepspeed` group is merged last."""
+    bf16 = config.model.dtype == "bf16"
+    zero: dict[str, Any] = {"stage": config.engine.zero_stage}
+    if config.engine.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    derived: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": stage.micro_rows,
+        "gradient_accumulation_steps": accumulation(stage, world_size),
+        "gradient_clipping": stage.optimizer.clip_norm,
+        "optimizer": _optimizer(stage.optimizer),
+        "bf16": {"enabled": bf16},
+        "zero_optimization": zero,
+        # Progress is ours to print.
+        "steps_per_print": _NEVER,
+    }
+    if bf16 and config.engine.zero_stage:
+        # bf16 sums over micro-steps and ranks would lose the small gradients; stage 0 knows no other.
+        derived["data_types"] = {"grad_accum_dtype": "fp32"}
+        derived["communication_data_type"] = "fp32"
+    return _merged(derived, config.deepspeed)
+
+
+def _optimizer(optimizer: OptimizerConfig) -> dict[str, Any]:
+    return {
+        "type": "AdamW",
+        "params": {
+            "lr": optimizer.lr,
+            "betas": list(optimizer.betas),
+            "eps": optimizer.eps,
+            "weight_decay": optimizer.weight_decay,
+            # torch's own: DeepSpeed's would have to be compiled on the machine.
+            "torch_adam": True,
+        },
+    }
+
+
+def _merged(base: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in extra.items():
+        inner = result.get(key)
+        result[key] = (
+            _merged(inner, value) if isinstance(inner, dict) and isinstance(value, Mapping) else value
+        )
+    return result
+
+
+class Engine:
+    """A module under DeepSpeed at some ZeRO stage."""
+
+    def __init__(self, module: nn.Module, config: TrainConfig, stage: StageConfig, *, world: World) -> None:
+        _quiet()
+        import deepspeed
+
+        self.module = module
+        self.world = world
+        self.accumulation = accumulation(stage, world.size)
+        self.zero_stage = config.engine.zero_stage
+        try:
+            self._engine = deepspeed.initialize(
+                model=module,
+                model_parameters=_decay_groups(module, stage.optimizer.weight_decay),
+                config=deepspeed_config(config, stage, world.size),
+            )[0]
+        except (ValueError, NotImplementedError) as error:
+            raise ConfigError(
+                f"DeepSpeed refuses the configuration: {str(error).splitlines()[0]}",
+                remedy="check `engine` and `deepspeed` in the config",
+            ) from error
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        """The module's forward pass."""
+        return self._engine(*inputs, **named)
+
+    def backward(self, part: torch.Tensor) -> None:
+        """Add the gradient of `part`, one summand of a loss summed over all ranks and micro-steps.
+
+        DeepSpeed takes the mean over ranks and micro-steps; this turns it back into the sum.
+        """
+        self._engine.backward(part * (self.world.size * self.accumulation))
+        if not self._engine.is_gradient_accumulation_boundary():
+            self._engine.step()  # counts the micro-step
+
+    def step(self, lr: float) -> float:
+        """After the last micro-step: clip, update at rate `lr`; returns the norm before clipping."""
+        assert self._engine.is_gradient_accumulation_boundary()
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        norm = self._stage0_norm() if self.zero_stage == 0 else None
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm() if norm is None else norm)
+
+    def _stage0_norm(self) -> torch.Tensor:
+        """DeepSpeed keeps no norm at stage 0; there every rank holds the whole gradient."""
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        return nn.utils.get_total_norm(gradients)
+
+    def train(self, mode: bool) -> None:
+        """Switch dropout on or off."""
+        self._engine.train(mode)
+
+    def close(self) -> None:
+        """Let go of the module: another stage's engine may follow."""
+        self._engine.destroy()
+
+    def gather(self, module: nn.Module, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """The named parameters of a part of the module, whole, on the CPU; empty but on rank 0."""
+        import deepspeed
+
+        parameters = dict(module.named_parameters())
+        gathered = {}
+        for name in names:
+            parameter = parameters[name]
+            partitioned = hasattr(parameter, "ds_id")
+            with deepspeed.zero.GatheredParameters([parameter]) if partitioned else nullcontext():
+                if self.world.is_main:
+                    # A copy: the memory behind a gathered parameter is given back.
+                    gathered[name] = parameter.detach().to("cpu", copy=True).contiguous()
+        return gathered
+
+    def optimizer_state(self) -> dict[str, torch.Tensor]:
+        """This rank's own part of the optimizer, as plain tensors: fp32 weights and Adam's moments."""
+        states = self._engine.basic_optimizer.state
+        tensors = {}
+        for number, part in enumerate(self._parts()):
+            tensors[f"{number}.weights"] = part.detach()
+            tensors |= {f"{number}.{name}": value for name, value in states[part].items()}
+        return {name: value.to("cpu", copy=True) for name, value in tensors.items()}
+
+    def load_optimizer_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take back what `optimizer_state` gave, on an engine that has not stepped yet."""
+        states = self._engine.basic_optimizer.state
+        for number, part in enumerate(self._parts()):
+            part.data.copy_(tensors[f"{number}.weights"])
+            prefix = f"{number}."
+            states[part] = {
+                # torch keeps Adam's step count on the CPU.
+                name.removeprefix(prefix): value.clone()
+                if value.ndim == 0
+                else value.to(part.device, copy=True)
+                for name, value in tensors.items()
+                if name.startswith(prefix) and name != f"{prefix}weights"
+            }
+
+    def _parts(self) -> list[torch.Tensor]:
+        """The tensors that torch's AdamW updates on this rank, in a fixed order."""
+        optimizer = self._engine.optimizer
+        # ZeRO 3, ZeRO 1 and 2, bf16 at stage 1, bf16 at stage 0
+        for attribute in (
+            "fp32_partitioned_groups_flat",
+            "single_partition_of_fp32_groups",
+            "fp32_groups_flat_partition",
+            "fp32_groups_flat",
+        ):
+            if hasattr(optimizer, attribute):
+                return list(getattr(optimizer, attribute))
+        return [part for group in optimizer.param_groups for part in group["params"]]
+
+
+def _decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; norms and biases do not."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _quiet() -> None:
+    """Keep DeepSpeed's own log out of the console, but for errors."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+
+
+def model_state_bytes(total: int, trainable: int, *, zero_stage: int, world_size: int, bf16: bool) -> int:
+    """Bytes a GPU needs for weights, gradients and AdamW (Rajbhandari et al. 2020, section 3)."""
+    weights = total * (2 if bf16 else 4)
+    gradients = trainable * 4
+    # Two moments, and fp32 weights of its own; stage 0 in fp32 updates the weights in place.
+    optimizer = trainable * (8 if not bf16 and zero_stage == 0 else 12)
+    return (
+        weights // (world_size if zero_stage >= 3 else 1)
+        + gradients // (world_size if zero_stage >= 2 else 1)
+        + optimizer // (world_size if zero_stage >= 1 else 1)
+    )
+
+
+def activation_bytes(stage: StageConfig, shape: Any, *, bf16: bool, checkpointing: bool) -> int:
+    """About what one micro-step keeps for its backward pass, logits included; `shape` is a Llama's config.
+
+    A layer keeps its input alone under checkpointing, plus one layer being recomputed; else about ten
+    vectors of the hidden size and four of the feed-forward's (attention itself is not kept).
+    """
+    contrastive = stage.objective == "contrastive" and stage.embedding is not None
+    tokens = stage.micro_rows * (2 * stage.embedding.max_tokens if contrastive else stage.context)  # type: ignore[union-attr]
+    width = 2 if bf16 else 4
+    layer = tokens * (10 * shape.hidden_size + 4 * shape.intermediate_size) * width
+    layers = shape.num_hidden_layers * (tokens * shape.hidden_size * width if checkpointing else layer)
+    logits = 0 if contrastive else tokens * shape.vocab_size * (width + 8)
+    return int(layers + (layer if checkpointing else 0) + logits)

@@ -1,0 +1,266 @@
+"""Language models: make, load, adapt, freeze, merge, count.
+
+In: a shape or a Hugging Face folder, and what a stage trains. Out: a Llama in its dtype, with a LoRA adapter
+where asked, whose `requires_grad` flags say what is trained. Invariant: nothing here is partitioned; ZeRO
+takes the finished module over. Counting allocates nothing: it builds the same module on the meta device.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from asmtrain.config import Dtype, EmbeddingConfig, Full, Lora, ModelConfig, ShapeConfig
+from asmtrain.embedding import EmbeddingHead
+from asmtrain.errors import ConfigError, ModelError
+
+LanguageModel: TypeAlias = PreTrainedModel | PeftModel
+
+DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+HEAD_FILE = "embedding_head.safetensors"
+ADAPTER_FILE = "adapter_model.safetensors"
+WEIGHTS_FILE = "model.safetensors"
+
+
+class EmbeddingModel(nn.Module):
+    """A language model's backbone and the head that turns its hidden states into one unit vector."""
+
+    def __init__(self, lm: LanguageModel, head: EmbeddingHead) -> None:
+        super().__init__()
+        self.lm = lm
+        self.head = head
+
+    def forward(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+        """Unit vectors_BD of token ids_BT; `mask_BT` is 1 where there is a token, 0 in padding."""
+        hidden = backbone(self.lm)(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
+        vectors: torch.Tensor = self.head(hidden.last_hidden_state, mask_BT)
+        return vectors
+
+
+def backbone(lm: LanguageModel) -> Any:
+    """The transformer under the language model's head, with its adapters if it has any."""
+    return (lm.get_base_model() if isinstance(lm, PeftModel) else lm).model
+
+
+def llama_config(shape: ShapeConfig, *, max_positions: int = 4096, **token_ids: int | None) -> LlamaConfig:
+    """The Hugging Face config of a shape; `token_ids` are bos_token_id, eos_token_id, pad_token_id."""
+    return LlamaConfig(
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_kv_heads,
+        max_position_embeddings=max_positions,
+        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
+        tie_word_embeddings=shape.tie_embeddings,
+        **token_ids,
+    )
+
+
+def new_model(config: LlamaConfig, *, dtype: Dtype, seed: int) -> PreTrainedModel:
+    """A Llama with random weights; equal seeds give equal weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config).to(DTYPES[dtype])
+
+
+def load_model(path: str, *, dtype: Dtype) -> PreTrainedModel:
+    """Load a causal language model from a Hugging Face folder or hub name, safetensors only.
+
+    Raises:
+        ModelError: nothing there, no weights, or weights that do not fit the config.
+    """
+    check_model(path)
+    try:
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            path, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(
+            f"model {path!r} cannot be loaded: {str(error).splitlines()[0]}",
+            remedy="give a folder with config.json and safetensors weights, or a hub name within reach",
+        ) from None
+    wrong = sorted(loaded["missing_keys"]) + sorted(str(key) for key in loaded["mismatched_keys"])
+    if wrong:
+        raise ModelError(
+            f"model {path!r} lacks {len(wrong)} weights of its config, first {wrong[0]}",
+            remedy="download or export the model again",
+        )
+    return model
+
+
+def check_model(path: str) -> None:
+    """Raise ModelError for a local folder that lacks a model or its weights; a hub name is left alone."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return
+    if not (folder / "config.json").exists():
+        raise ModelError(
+            f"{folder} holds no model: config.json is missing", remedy="give a Hugging Face model folder"
+        )
+    if not list(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"model folder {folder} has no weights: no *.safetensors in it",
+            remedy="download the weights, or convert pytorch_model.bin to safetensors",
+        )
+
+
+def attach_lora(model: PreTrainedModel, lora: Lora, *, base: str) -> PeftModel:
+    """Wrap `model`, which came from `base`, with LoRA (Hu et al. 2021) and the modules trained in full.
+
+    Raises:
+        ConfigError: `unfreeze` would untie the tied embeddings.
+    """
+    if lora.unfreeze and model.config.tie_word_embeddings:
+        raise ConfigError(
+            f"unfreeze: {list(lora.unfreeze)} with tied embeddings would train two copies of one matrix",
+            remedy="leave `unfreeze` empty for this model, or start from one with an untied head",
+        )
+    settings = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
+        modules_to_save=list(lora.unfreeze) or None,
+        base_model_name_or_path=base,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        # Adapters in the model's own dtype: ZeRO-3 asserts on mixed ones.
+        return get_peft_model(model, settings, autocast_adapter_dtype=False)
+    except ValueError as error:
+        raise ConfigError(
+            f"targets: {lora.targets!r} fits no module of the model: {str(error).splitlines()[0]}",
+            remedy="use all-linear, or names such as q_proj",
+        ) from None
+
+
+def merge_lora(model: PeftModel) -> PreTrainedModel:
+    """Fold the adapter into its base, in the base's dtype; returns the base."""
+    return model.merge_and_unload()
+
+
+def is_adapted(model: LanguageModel) -> bool:
+    """Whether the model carries an adapter."""
+    return isinstance(model, PeftModel)
+
+
+def enable_recompute(model: LanguageModel) -> None:
+    """Recompute activations in the backward pass (gradient checkpointing)."""
+    lm = model.get_base_model() if isinstance(model, PeftModel) else model
+    lm.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def set_trainable(model: LanguageModel, trainable: Full | Lora, *, headless: bool) -> None:
+    """Set `requires_grad`: every weight, or the adapter and its modules trained in full.
+
+    `headless` freezes the output head, which a contrastive loss gives no gradient.
+    """
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trainable.kind == "full" or _in_adapter(name))
+    if headless:
+        lm = model.get_base_model() if isinstance(model, PeftModel) else model
+        if not lm.config.tie_word_embeddings:
+            lm.lm_head.requires_grad_(False)
+
+
+def _in_adapter(name: str) -> bool:
+    return "lora_" in name or "modules_to_save" in name
+
+
+def result_names(model: LanguageModel) -> list[str]:
+    """Names of the parameters that a stage result keeps: the adapter's, or all."""
+    names = [name for name, _ in model.named_parameters()]
+    return [name for name in names if _in_adapter(name)] if isinstance(model, PeftModel) else names
+
+
+def write_weights(folder: Path, model: LanguageModel, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a Hugging Face folder, or a PEFT adapter folder, from whole tensors named by `result_names`."""
+    missing = [name for name in result_names(model) if tensors[name].numel() == 0]
+    assert not missing, f"partitioned tensors reached a file: {missing[:3]}"
+    if isinstance(model, PeftModel):
+        state = get_peft_model_state_dict(model, dict(tensors), save_embedding_layers=False)
+        model.peft_config["default"].save_pretrained(str(folder))
+        save_file(state, folder / ADAPTER_FILE, metadata={"format": "pt"})
+        return
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    save_file(dict(tensors), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def load_adapter(model: PreTrainedModel, folder: Path, lora: Lora, *, base: str) -> PeftModel:
+    """Wrap `model` with the adapter saved in `folder`.
+
+    Raises:
+        ModelError: the folder holds no whole adapter for this model.
+    """
+    wrapped = attach_lora(model, lora, base=base)
+    state = _load_tensors(folder / ADAPTER_FILE)
+    expected = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+    if set(state) != expected:
+        odd = sorted(set(state) ^ expected)
+        raise ModelError(
+            f"adapter {folder} does not fit its model: {len(odd)} tensors differ, first {odd[0]}",
+            remedy="use the adapter with the base it was trained on",
+        )
+    set_peft_model_state_dict(wrapped, state)
+    return wrapped
+
+
+def load_head(folder: Path, embedding: EmbeddingConfig, *, hidden_size: int, dtype: Dtype) -> EmbeddingHead:
+    """Load the embedding head of a stage result; raises ModelError where there is none."""
+    head = EmbeddingHead(hidden_size, embedding.dim, pooling=embedding.pooling).to(DTYPES[dtype])
+    head.load_state_dict(_load_tensors(folder / HEAD_FILE))
+    return head
+
+
+def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path} cannot be read: {error}", remedy="train or export it again") from None
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Numbers of parameters."""
+
+    total: int
+    trainable: int
+
+
+def count_parameters(config: Any, trainable: Full | Lora, *, headless: bool) -> ParameterCount:
+    """Count what a stage holds and trains (the embedding head aside), without allocating a weight."""
+    with torch.device("meta"):
+        model: LanguageModel = LlamaForCausalLM(config)
+        if isinstance(trainable, Lora):
+            model = attach_lora(model, trainable, base="")
+    set_trainable(model, trainable, headless=headless)
+    # PEFT keeps a frozen copy of a module trained in full: it takes memory, so it counts.
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return ParameterCount(sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained))
+
+
+def planned_config(model: ModelConfig) -> Any:
+    """The architecture that a run will train, from its shape, or from its folder's config.json.
+
+    Raises:
+        ModelError: neither is at hand without a network.
+    """
+    if model.shape is not None:
+        return llama_config(model.shape)
+    try:
+        return AutoConfig.from_pretrained(model.path, local_files_only=True)
+    except (OSError, ValueError):
+        raise ModelError(
+            f"the architecture of {model.path!r} is not on this machine",
+            remedy="give model.shape beside model.path, or download the model first",
+        ) from None

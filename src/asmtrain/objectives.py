@@ -1,0 +1,223 @@
+"""The objectives: a step's number in, the gradients of its loss left in the engine.
+
+Invariant: the loss, and so its gradient, is that of all micro-batches of all ranks taken together: a mean
+over tokens for `causal_lm`, over functions with every other function as a negative for `contrastive`. It does
+not depend on how the step was cut into ranks and micro-batches. Cost: one forward and backward pass a
+micro-batch; a contrastive step of several micro-batches takes two forward passes.
+
+Shapes: B functions of a micro-batch, N of a rank, M of all ranks, T tokens, D vector length; the two variants
+of a function are the first dimension, 2.
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import nn
+
+from asmtrain import dist
+from asmtrain.config import EmbeddingConfig
+from asmtrain.data import PairBatch, PairBatches, RowBatch, RowBatches, TokenCache, build_cache, to_device
+from asmtrain.engine import Engine
+from asmtrain.errors import ConfigError
+from asmtrain.losses import info_nce, num_predicted, token_loss_sum
+from asmtrain.stage import Stage
+from corpus_builder.errors import EmptyCorpus
+
+
+class CausalLM:
+    """Predict each token of packed rows from those before it in its document."""
+
+    def __init__(self, stage: Stage) -> None:
+        """Tokenise and pack the training split; raises as `build_cache` and `RowBatches` do."""
+        self._stage = stage
+        self._batches = self._rows(_caches(stage, "train"))
+
+    def backward(self, step: int) -> tuple[float, int]:
+        """Leave one step's gradients in the engine; returns its loss and the tokens read, of all ranks."""
+        stage = self._stage
+        batches = [to_device(batch, stage.world.device) for batch in self._batches.step(step)]
+        return causal_lm_backward(stage.engine, batches)
+
+    def valid_loss(self) -> float | None:
+        """The loss over `eval_rows` rows of the validation split; None where it has no function."""
+        stage = self._stage
+        try:
+            rows = self._rows(_caches(stage, stage.run.validation_split))
+        except EmptyCorpus:
+            return None
+        stage.engine.train(False)
+        batches = [to_device(batch, stage.world.device) for batch in rows.evaluation(stage.config.eval_rows)]
+        with torch.no_grad():
+            return causal_lm_loss(stage.engine, batches)
+
+    def _rows(self, caches: Sequence[TokenCache]) -> RowBatches:
+        config = self._stage.config
+        return RowBatches(
+            caches,
+            [part.weight for part in config.data],
+            context=config.context,
+            rows_per_step=config.rows_per_step,
+            micro_rows=config.micro_rows,
+            seed=self._stage.run.seed,
+            rank=self._stage.world.rank,
+            world=self._stage.world.size,
+        )
+
+
+class Contrastive:
+    """Tell the two variants of a function from the other functions of the step."""
+
+    def __init__(self, stage: Stage, embedding: EmbeddingConfig) -> None:
+        """Tokenise the training split; raises as `build_cache` and `PairBatches` do."""
+        self._stage = stage
+        self._embedding = embedding
+        self._batches = self._pairs(_caches(stage, "train")[0], embedding.functions_per_step)
+
+    def backward(self, step: int) -> tuple[float, int]:
+        """Leave one step's gradients in the engine; returns its loss and the tokens read, of all ranks."""
+        stage = self._stage
+        batches = [to_device(batch, stage.world.device) for batch in self._batches.step(step)]
+        return contrastive_backward(stage.engine, batches, self._embedding.temperature)
+
+    def valid_loss(self) -> float | None:
+        """The loss over `eval_rows` functions of the validation split; None where it has too few."""
+        stage = self._stage
+        try:
+            cache = _caches(stage, stage.run.validation_split)[0]
+            available = len(self._pairs(cache, stage.world.size).functions)
+        except (EmptyCorpus, ConfigError):
+            return None
+        wanted = min(stage.config.eval_rows, available) // stage.world.size * stage.world.size
+        batches = [to_device(b, stage.world.device) for b in self._pairs(cache, wanted).step(0)]
+        stage.engine.train(False)
+        with torch.no_grad():
+            return contrastive_loss(stage.engine, batches, self._embedding.temperature)
+
+    def _pairs(self, cache: TokenCache, functions_per_step: int) -> PairBatches:
+        return PairBatches(
+            cache,
+            functions_per_step=functions_per_step,
+            micro_rows=self._stage.config.micro_rows,
+            max_tokens=self._embedding.max_tokens,
+            seed=self._stage.run.seed,
+            rank=self._stage.world.rank,
+            world=self._stage.world.size,
+        )
+
+
+def objective_of(stage: Stage) -> CausalLM | Contrastive:
+    """What a stage trains for, over its corpora."""
+    if stage.config.objective == "contrastive":
+        assert stage.config.embedding is not None
+        return Contrastive(stage, stage.config.embedding)
+    return CausalLM(stage)
+
+
+def _caches(stage: Stage, split: str) -> list[TokenCache]:
+    world, folder = stage.world, stage.run.run / "cache"
+    return [
+        build_cache(
+            part, split, stage.tokenizer, folder, rank=world.rank, world=world.size, barrier=dist.barrier
+        )
+        for part in stage.config.data
+    ]
+
+
+def causal_lm_backward(engine: Engine, batches: Sequence[RowBatch]) -> tuple[float, int]:
+    """Gradients of the mean cross entropy over the predicted tokens of all ranks and micro-batches."""
+    predicted, read = (int(count) for count in dist.all_reduce_sum(_counts(engine, batches)))
+    loss = torch.zeros((), device=engine.world.device)
+    for batch in batches:
+        part = _token_loss(engine, batch) / max(predicted, 1)
+        engine.backward(part)
+        loss += part.detach()
+    return float(dist.all_reduce_sum(loss)), read
+
+
+def causal_lm_loss(engine: Engine, batches: Sequence[RowBatch]) -> float:
+    """The same mean, without gradients."""
+    total = torch.zeros((), device=engine.world.device)
+    for batch in batches:
+        total += _token_loss(engine, batch)
+    predicted = dist.all_reduce_sum(_counts(engine, batches))[0]
+    return float(dist.all_reduce_sum(total) / predicted.clamp(min=1))
+
+
+def _counts(engine: Engine, batches: Sequence[RowBatch]) -> torch.Tensor:
+    """Tokens that this rank's batches predict, and tokens in them."""
+    predicted = sum(num_predicted(batch.labels_BT) for batch in batches)
+    read = sum(int((batch.document_ids_BT >= 0).sum()) for batch in batches)
+    return torch.tensor([predicted, read], device=engine.world.device)
+
+
+def _token_loss(engine: Engine, batch: RowBatch) -> torch.Tensor:
+    # No mask and no cache: with either, position ids would not keep packed documents apart.
+    output = engine(input_ids=batch.ids_BT, position_ids=batch.position_ids_BT, use_cache=False)
+    return token_loss_sum(output.logits, batch.labels_BT)
+
+
+def contrastive_backward(
+    engine: Engine, batches: Sequence[PairBatch], temperature: float
+) -> tuple[float, int]:
+    """Gradients of the symmetric InfoNCE over the functions of all ranks and micro-batches.
+
+    The loss's gradient with respect to the vectors comes first, then each micro-batch's vectors carry their
+    share of it into the model (GradCache, Gao et al. 2021): negatives are all functions of the step, memory
+    is that of one micro-batch. A single micro-batch is not encoded twice.
+    """
+    twice = len(batches) > 1
+    states, vectors = [], []
+    for batch in batches:
+        states.append(dist.random_state())
+        with torch.no_grad() if twice else nullcontext():
+            vectors.append(_encode(engine, batch))
+    loss, gradients = _vector_gradients(engine, batches, [v.detach() for v in vectors], temperature)
+    for number, batch in enumerate(batches):
+        if twice:
+            dist.set_random_state(states[number])  # the same dropout as the first time
+        vectors_2BD = _encode(engine, batch) if twice else vectors[number]
+        engine.backward((vectors_2BD.float() * gradients[number]).sum())
+    read = sum(int(batch.left_mask_BT.sum() + batch.right_mask_BT.sum()) for batch in batches)
+    return loss, int(dist.all_reduce_sum(torch.tensor(read, device=engine.world.device)))
+
+
+def contrastive_loss(engine: Engine, batches: Sequence[PairBatch], temperature: float) -> float:
+    """The same loss, without gradients for the model."""
+    vectors = [_encode(engine, batch) for batch in batches]
+    with torch.enable_grad():
+        return _vector_gradients(engine, batches, vectors, temperature)[0]
+
+
+def _encode(engine: Engine, batch: PairBatch) -> torch.Tensor:
+    """Vectors of both sides, (2, B, D), in one forward pass: ZeRO 3 fetches each layer once."""
+    length = max(batch.left_ids_BT.shape[1], batch.right_ids_BT.shape[1])
+    left_ids, right_ids, left_mask, right_mask = (
+        nn.functional.pad(side, (0, length - side.shape[1]))
+        for side in (batch.left_ids_BT, batch.right_ids_BT, batch.left_mask_BT, batch.right_mask_BT)
+    )
+    vectors: torch.Tensor = engine(torch.cat([left_ids, right_ids]), torch.cat([left_mask, right_mask]))
+    return vectors.view(2, len(left_ids), -1)
+
+
+def _vector_gradients(
+    engine: Engine, batches: Sequence[PairBatch], vectors: Sequence[torch.Tensor], temperature: float
+) -> tuple[float, list[torch.Tensor]]:
+    """The loss over all ranks, and its gradient with respect to each micro-batch's own (2, B, D) vectors."""
+    own_2ND = torch.cat(list(vectors), dim=1).float()
+    left_MD, right_MD = (dist.all_gather_rows(side_ND).requires_grad_() for side_ND in own_2ND)
+    loss = info_nce(
+        left_MD,
+        right_MD,
+        all_left_MD=left_MD,
+        all_right_MD=right_MD,
+        all_functions_M=dist.all_gather_rows(torch.cat([batch.functions_B for batch in batches])),
+        all_left_bodies_M=dist.all_gather_rows(torch.cat([batch.left_bodies_B for batch in batches])),
+        all_right_bodies_M=dist.all_gather_rows(torch.cat([batch.right_bodies_B for batch in batches])),
+        offset=0,
+        temperature=temperature,
+    )
+    gradients_2MD = torch.stack(torch.autograd.grad(loss, (left_MD, right_MD)))
+    num_own = own_2ND.shape[1]
+    own_gradients = gradients_2MD.narrow(1, engine.world.rank * num_own, num_own)
+    return float(loss), list(torch.split(own_gradients, [v.shape[1] for v in vectors], dim=1))

@@ -1,0 +1,99 @@
+"""The trainer: one loop over the steps of one stage after another.
+
+In: a config. Out: its run folder (see `checkpoint`). Invariants: a step's batch and learning rate are
+functions of its number, and a checkpoint holds every other state, so a run that was killed anywhere and
+started again takes the same steps (bit for bit on CPU) as one that never was. Cost: that of the objectives;
+a save gathers the trained weights on rank 0.
+"""
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from asmtrain import checkpoint, dist
+from asmtrain.config import TrainConfig
+from asmtrain.dist import World
+from asmtrain.metrics import Metrics, StepFigures
+from asmtrain.objectives import objective_of
+from asmtrain.schedule import lr_at
+from asmtrain.stage import Stage, prepare_run, save_checkpoint, save_result, start_stage
+from asmtrain.tokens import load_tokenizer
+from corpus_builder.shards import atomic_output
+
+REQUEUE = 75
+"""Exit code of a run that saved itself at Slurm's warning: start it again (EX_TEMPFAIL)."""
+
+
+def run(config: TrainConfig) -> int:
+    """Train the stages of a config that are not done yet; returns the process's exit code.
+
+    Raises:
+        UserFacingError: config, corpus, model, checkpoint, ranks or disk do not serve.
+    """
+    with dist.joined() as world, _noted_warnings() as warnings:
+        dist.on_main(lambda: prepare_run(config, world.size))
+        tokenizer = load_tokenizer(config.run / "tokenizer")
+        for index in range(len(checkpoint.stage_folders(config.run)), len(config.stages)):
+            stage, first = start_stage(config, index, world, tokenizer)
+            done = _train(stage, first, warnings)
+            stage.engine.close()
+            if not done:
+                return REQUEUE
+        dist.on_main(lambda: _finish(config.run))
+    return 0
+
+
+def _train(stage: Stage, first: int, warnings: list[int]) -> bool:
+    """The loop: from step `first` to the stage's result, or False when a warning ended it after a save."""
+    config, every = stage.config, stage.run.checkpoint.every_steps
+    objective = objective_of(stage)
+    metrics = Metrics(stage.run, stage.index, first) if stage.world.is_main else None
+    for step in range(first, config.steps):
+        started = time.perf_counter()
+        lr = lr_at(step, config.optimizer, config.steps)
+        loss, num_tokens = objective.backward(step)
+        grad_norm = stage.engine.step(lr)
+        if metrics:
+            seconds = time.perf_counter() - started
+            metrics.step(StepFigures(config.name, step + 1, loss, lr, grad_norm, num_tokens, seconds))
+        warned = _any_rank(warnings, stage.world)
+        if warned or ((step + 1) % every == 0 and step + 1 < config.steps):
+            save_checkpoint(stage, step + 1)
+        if warned:
+            return False
+    valid_loss = objective.valid_loss() if config.eval_rows else None
+    save_result(stage, valid_loss)
+    if metrics:
+        metrics.end_stage(valid_loss)
+    return True
+
+
+def _finish(run: Path) -> None:
+    """Mark the run as done, once."""
+    results = [checkpoint.read_result(folder) for folder in checkpoint.stage_folders(run)]
+    if not (run / "finished.json").exists():
+        losses = {result.name: result.valid_loss for result in results}
+        with atomic_output(run / "finished.json") as stream:
+            stream.write(json.dumps({"valid_loss": losses}, indent=1).encode())
+    print(f"run {run} is finished: {', '.join(result.name for result in results)}", flush=True)
+
+
+@contextmanager
+def _noted_warnings() -> Iterator[list[int]]:
+    """A list that stays empty until USR2 arrives, which Slurm sends ahead of its time limit."""
+    received: list[int] = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: received.append(number))
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
+def _any_rank(warnings: list[int], world: World) -> bool:
+    """Whether any rank was warned: the signal may reach one rank a step before another."""
+    return bool(dist.all_reduce_sum(torch.tensor(len(warnings), device=world.device)))
