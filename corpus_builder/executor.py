@@ -1,7 +1,7 @@
 """Runs a function over many tasks on Ray: tasks in, (task, result) pairs out as they finish.
 
-The only importer of ray. At most two tasks a worker are in flight, so memory does not grow with the number
-of tasks, and the largest start first, so none is left running alone at the end. A worker process that dies is
+The only importer of ray. Few tasks are in flight at a time, so memory does not grow with the number of tasks,
+and the largest start first, so none is left running alone at the end. A worker process that dies is
 replaced and its task tried again; a task that kills every worker it meets comes back as `Crash`. Starting a
 local Ray takes about 4 s; a task costs about 1 ms.
 """
@@ -18,7 +18,7 @@ TaskT = TypeVar("TaskT")
 ResultT = TypeVar("ResultT")
 
 _RETRIES = 2
-_IN_FLIGHT_PER_WORKER = 2
+_IN_FLIGHT_PER_CPU = 2
 _OBJECT_STORE_BYTES = 512 << 20
 
 
@@ -47,12 +47,14 @@ def run_units(
     """
     if not tasks:
         return
-    with _ray(workers, address) as (ray, num_workers):
+    with _ray(workers, address) as (ray, num_cpus):
         remote = ray.remote(num_cpus=1, max_retries=_RETRIES)(function)
+        # On a large cluster `workers` is a bound that only the number of tasks in flight can keep.
+        in_flight = workers or _IN_FLIGHT_PER_CPU * num_cpus
         waiting = sorted(tasks, key=size)
         running: dict[Any, TaskT] = {}
         while waiting or running:
-            while waiting and len(running) < num_workers * _IN_FLIGHT_PER_WORKER:
+            while waiting and len(running) < in_flight:
                 task = waiting.pop()
                 running[remote.remote(task)] = task
             done, _ = ray.wait(list(running))
@@ -73,7 +75,7 @@ def _result(ray: Any, reference: Any) -> Any:
 
 @contextmanager
 def _ray(workers: int, address: str | None) -> Iterator[tuple[Any, int]]:
-    """Ray, connected, and the number of tasks it runs at a time."""
+    """Ray, connected, and the number of CPUs it has."""
     # Ray reads these when it is imported: no usage reports, no progress lines, no notice on accelerators.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -95,7 +97,6 @@ def _ray(workers: int, address: str | None) -> Iterator[tuple[Any, int]]:
             remedy="start one with `ray start --head`, or leave --address out",
         ) from None
     try:
-        cpus = int(ray.cluster_resources().get("CPU", 1))
-        yield ray, min(workers, cpus) if workers else max(cpus, 1)
+        yield ray, max(1, int(ray.cluster_resources().get("CPU", 1)))
     finally:
         ray.shutdown()

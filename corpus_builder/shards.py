@@ -22,11 +22,11 @@ from typing import IO, Any
 
 import zstandard
 from pydantic import BaseModel, ConfigDict, ValidationError
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from corpus_builder.errors import EmptyCorpus, OutputError, ShardError
 from corpus_builder.record import SCHEMA_VERSION, FunctionRecord, record_from_members, record_members
 
+_TAR_END_BYTES = 1024
 _REBUILD = "delete it and build again: finished units are reused"
 
 
@@ -177,17 +177,44 @@ def read_shard(path: Path) -> Iterator[FunctionRecord]:
     Raises:
         ShardError: the shard is missing, truncated or damaged.
     """
+    # webdataset imports torch wherever that is installed: 2 s that writers and workers need not spend.
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
     try:
         with open(path, "rb") as raw:
-            stream: Any = raw if path.suffix == ".tar" else zstandard.ZstdDecompressor().stream_reader(raw)
+            plain: Any = raw if path.suffix == ".tar" else zstandard.ZstdDecompressor().stream_reader(raw)
+            stream = _WholeTar(plain)
             for sample in group_by_keys(tar_file_expander([{"url": str(path), "stream": stream}])):
                 members = {name: body for name, body in sample.items() if not name.startswith("__")}
                 yield record_from_members(sample["__key__"], members)
+            stream.check()
     except FileNotFoundError:
         raise ShardError(f"shard {path} is missing", remedy=_REBUILD) from None
     except (tarfile.TarError, zstandard.ZstdError, EOFError, ValueError, OSError) as error:
         reason = str(error.args[0]) if error.args else type(error).__name__
         raise ShardError(f"shard {path} is damaged: {reason}", remedy=_REBUILD) from None
+
+
+class _WholeTar:
+    """Passes a tar on, and tells at its end whether it was all there.
+
+    Neither zstd's reader nor tarfile mind a stream that ends early, between two members.
+    """
+
+    def __init__(self, source: IO[bytes]) -> None:
+        self._source = source
+        self._tail = b""
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._source.read(size)
+        self._tail = (self._tail + data)[-_TAR_END_BYTES:]
+        return data
+
+    def check(self) -> None:
+        while self.read(1 << 16):  # zstd compares its checksum when the frame ends
+            pass
+        if self._tail != bytes(_TAR_END_BYTES):
+            raise EOFError("it ends too early")
 
 
 def shard_paths(corpus: Path, split: str) -> list[Path]:

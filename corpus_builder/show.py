@@ -44,7 +44,7 @@ def find_function(corpus: Path, wanted: str) -> tuple[FunctionRecord, list[tuple
 
 
 def choose_variants(record: FunctionRecord, wanted: str | None) -> list[str]:
-    """The variants named in `wanted`, or one compiler's O0 and O2 as far as they exist.
+    """The variants named in `wanted`, or one compiler's O0 and O2, or what there is instead.
 
     Raises:
         UserFacingError: the function has no such variant.
@@ -53,7 +53,8 @@ def choose_variants(record: FunctionRecord, wanted: str | None) -> list[str]:
     if wanted is None:
         first = Variant.parse(there[0])
         usual = [str(first._replace(level=level)) for level in ("o0", "o2")]
-        return [variant for variant in usual if variant in record.assembly] or there[:2]
+        present = [variant for variant in usual if variant in record.assembly]
+        return list(dict.fromkeys([*present, *there]))[:2]
     chosen = wanted.split(",")
     missing = [variant for variant in chosen if variant not in record.assembly]
     if missing:
