@@ -10,20 +10,32 @@ asked for relocated instructions only.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from corpus_builder import asm
 from asmtrain.errors import BinaryError
+from corpus_builder import asm
 
 _MACHINES = {"EM_AARCH64": "aarch64", "EM_X86_64": "x86_64"}
 _START_UP = frozenset(
-    "_start _init _fini _dl_relocate_static_pie __do_global_dtors_aux __do_global_ctors_aux frame_dummy "
-    "register_tm_clones deregister_tm_clones call_weak_fn atexit __libc_csu_init __libc_csu_fini".split()
+    (
+        "_start",
+        "_init",
+        "_fini",
+        "_dl_relocate_static_pie",
+        "__do_global_dtors_aux",
+        "frame_dummy",
+        "register_tm_clones",
+        "deregister_tm_clones",
+        "call_weak_fn",
+        "__libc_csu_init",
+        "__libc_csu_fini",
+    )
 )
+"""The C library's own functions in every linked file."""
 _SYMBOL = "SYM"
 """Stands for every symbol: `view` hides their names in any case."""
 

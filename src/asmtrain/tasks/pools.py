@@ -77,7 +77,7 @@ def lanes_of(variants: Iterable[str]) -> list[Lane]:
     levels: dict[tuple[str, str], set[str]] = {}
     for isa, compiler, level in map(Variant.parse, variants):
         levels.setdefault((isa, compiler), set()).add(level)
-    main = {}  # isa -> its gcc, or its first compiler
+    main: dict[str, str] = {}  # isa -> its gcc, or its first compiler
     for isa, compiler in sorted(levels, key=lambda pair: (not pair[1].startswith("gcc"), pair)):
         main.setdefault(isa, compiler)
     main = dict(sorted(main.items()))

@@ -1,0 +1,226 @@
+"""An exported embedding model at work: view texts in, unit vectors out.
+
+`load_encoder` opens the sentence-transformers folder that `export` writes and computes the same vectors as
+`SentenceTransformer(folder)`, batched for throughput: texts are sorted by length and packed into batches of
+about equal numbers of tokens, so that hardly any padding is computed. Evaluation, index and search all embed
+through `embed_texts`.
+
+Cost: the model's forward pass alone; batches hold at most `TOKENS_PER_BATCH` tokens whatever their number.
+Shapes: N texts, B a batch, T tokens, D vector length.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModel
+
+from asmtrain.config import EmbeddingConfig
+from asmtrain.embedding import EmbeddingHead
+from asmtrain.errors import ModelError
+
+TOKENS_PER_BATCH = 8192
+"""A batch of this size stays near the caches of one CPU; a GPU is busy with it too."""
+
+Vectors = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A backbone, its embedding head and its tokenizer."""
+
+    backbone: torch.nn.Module
+    head: EmbeddingHead
+    tokenizer: Any
+    max_tokens: int
+    """Longer functions are cut, keeping the end token."""
+    sha256: str
+    """Of the weights, tokenizer and settings: two encoders that share it give the same vectors."""
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self.head.dense.out_features
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.head.dense.weight.device
+
+
+def load_encoder(folder: Path) -> Encoder:
+    """Open an `embedding/` folder, on the GPU where there is one.
+
+    Raises:
+        ModelError: the folder is not an embedding export, or is incomplete.
+    """
+    settings = _settings(folder)
+    try:
+        backbone = AutoModel.from_pretrained(folder, use_safetensors=True, dtype="auto")
+        weight = load_file(folder / "2_Dense" / "model.safetensors")["linear.weight"]
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise _unusable(folder, str(error).splitlines()[0]) from None
+    head = EmbeddingHead(weight.shape[1], weight.shape[0], pooling=settings["pooling"]).to(weight.dtype)
+    head.load_state_dict({"dense.weight": weight})
+    return _assembled(folder, backbone, head, settings["max_tokens"], sha256=_identity(folder))
+
+
+def untrained_twin(folder: Path, *, seed: int) -> Encoder:
+    """The model of an `embedding/` folder with fresh random weights: what training is measured against.
+
+    Raises:
+        ModelError: the folder is not an embedding export.
+    """
+    settings = _settings(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        backbone = AutoModel.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
+        hidden = backbone.config.hidden_size
+        head = EmbeddingHead(hidden, settings["dim"], pooling=settings["pooling"])
+    sha256 = hashlib.sha256(f"untrained {seed} {_identity(folder)}".encode()).hexdigest()
+    return _assembled(folder, backbone, head, settings["max_tokens"], sha256=sha256)
+
+
+def embed_texts(
+    encoder: Encoder,
+    texts: Sequence[str],
+    *,
+    progress: Callable[[int], None] = lambda num_done: None,
+) -> Vectors:
+    """Unit vectors (N, D) of view texts, in their order; `progress` hears how many more are done."""
+    vectors_ND = np.zeros((len(texts), encoder.dim), dtype=np.float32)
+    ids = _token_ids(encoder, texts)
+    for batch in _batches([len(item) for item in ids]):
+        ids_BT, mask_BT = _padded([ids[at] for at in batch], encoder)
+        with torch.inference_mode():
+            hidden = encoder.backbone(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
+            vectors_BD = encoder.head(hidden.last_hidden_state, mask_BT)
+        vectors_ND[batch] = vectors_BD.float().cpu().numpy()
+        progress(len(batch))
+    return vectors_ND
+
+
+def _token_ids(encoder: Encoder, texts: Sequence[str]) -> list[list[int]]:
+    if not texts:
+        return []
+    encoded = encoder.tokenizer(list(texts), truncation=True, max_length=encoder.max_tokens)
+    ids: list[list[int]] = encoded["input_ids"]
+    return ids
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Positions sorted by length, longest first, in batches of at most TOKENS_PER_BATCH tokens."""
+    batch: list[int] = []
+    for at in sorted(range(len(lengths)), key=lambda at: -lengths[at]):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > TOKENS_PER_BATCH:
+            yield batch
+            batch = []
+        batch.append(at)
+    if batch:
+        yield batch
+
+
+def _padded(ids: Sequence[list[int]], encoder: Encoder) -> tuple[torch.Tensor, torch.Tensor]:
+    width = len(ids[0])  # the longest
+    ids_BT = torch.full((len(ids), width), encoder.tokenizer.pad_token_id, dtype=torch.long)
+    mask_BT = torch.zeros_like(ids_BT)
+    for row, item in enumerate(ids):
+        ids_BT[row, : len(item)] = torch.tensor(item)
+        mask_BT[row, : len(item)] = 1
+    return ids_BT.to(encoder.device), mask_BT.to(encoder.device)
+
+
+def _assembled(
+    folder: Path, backbone: torch.nn.Module, head: EmbeddingHead, max_tokens: int, *, sha256: str
+) -> Encoder:
+    from asmtrain.tokens import load_tokenizer
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Encoder(
+        backbone.to(device).eval(), head.to(device).eval(), load_tokenizer(folder), max_tokens, sha256
+    )
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """Pooling, vector length and longest input, from the sentence-transformers files."""
+    try:
+        pooling = json.loads((folder / "1_Pooling" / "config.json").read_bytes())
+        dense = json.loads((folder / "2_Dense" / "config.json").read_bytes())
+        transformer = json.loads((folder / "sentence_bert_config.json").read_bytes())
+        return {
+            "pooling": "mean" if pooling["pooling_mode_mean_tokens"] else "lasttoken",
+            "dim": dense["out_features"],
+            "max_tokens": transformer["max_seq_length"],
+        }
+    except OSError as error:
+        raise _unusable(folder, f"{Path(error.filename).name}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise _unusable(folder, f"{type(error).__name__}: {error}") from None
+
+
+def write_layout(folder: Path, *, hidden_size: int, settings: EmbeddingConfig) -> None:
+    """Write the settings of a sentence-transformers folder: modules.json and one folder a module."""
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Dense": "Dense", "3_Normalize": "Normalize"}
+    modules = [
+        {"idx": at, "name": str(at), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for at, (path, kind) in enumerate(kinds.items())
+    ]
+    modes = (
+        "cls_token",
+        "mean_tokens",
+        "max_tokens",
+        "mean_sqrt_len_tokens",
+        "weightedmean_tokens",
+        "lasttoken",
+    )
+    chosen = {"mean": "mean_tokens", "lasttoken": "lasttoken"}[settings.pooling]
+    files: dict[str, Any] = {
+        "modules.json": modules,
+        "sentence_bert_config.json": {"max_seq_length": settings.max_tokens, "do_lower_case": False},
+        "config_sentence_transformers.json": {
+            "prompts": {},
+            "default_prompt_name": None,
+            "similarity_fn_name": "cosine",
+        },
+        "1_Pooling/config.json": {"word_embedding_dimension": hidden_size, "include_prompt": True}
+        | {f"pooling_mode_{mode}": mode == chosen for mode in modes},
+        "2_Dense/config.json": {
+            "in_features": hidden_size,
+            "out_features": settings.dim,
+            "bias": False,
+            "activation_function": "torch.nn.modules.linear.Identity",
+        },
+    }
+    for path in kinds:
+        (folder / path).mkdir(exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _unusable(folder: Path, reason: str) -> ModelError:
+    return ModelError(
+        f"{folder} is not an embedding model: {reason}",
+        remedy="give the embedding/ folder that asmtrain export wrote",
+    )
+
+
+def _identity(folder: Path) -> str:
+    """Hash of every file that a vector depends on."""
+    digest = hashlib.sha256()
+    names = ["config.json", "sentence_bert_config.json", "tokenizer.json"]
+    names += ["1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"]
+    for path in sorted({*folder.glob("model*.safetensors"), *(folder / name for name in names)}):
+        try:
+            with open(path, "rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        except OSError as error:
+            raise _unusable(folder, f"{path.name}: {error.strerror}") from None
+    return digest.hexdigest()
