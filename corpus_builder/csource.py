@@ -50,7 +50,7 @@ def functions_of(preprocessed: bytes, root: Path) -> dict[str, SourceFunction]:
     own = _own_text(preprocessed, root)
     read = cache(lambda file: _read_lines(root / file))
     functions: dict[str, SourceFunction] = {}
-    for definition in _definitions(_parser().parse(own.text).root_node):
+    for definition in _definitions(_parser().parse(_readable(own.text)).root_node):
         name = _name(definition)
         if name and name not in functions:
             function = _located(name, definition, own, read)
@@ -99,6 +99,18 @@ def _own_text(preprocessed: bytes, root: Path) -> _OwnText:
     return _OwnText(b"\n".join(own), origins)
 
 
+_NESTED = rb"\([^()]*+(?:%b[^()]*+)*+\)"
+_TYPEOF = re.compile(rb"\b((?:__)?typeof(?:__)?)(\s*%b)" % (_NESTED % (_NESTED % rb"\([^()]*+\)")))
+
+
+def _readable(text: bytes) -> bytes:
+    """The text with `typeof (...)` cut to a type's name: around its expression the parser loses its way.
+
+    Every byte stays in its place.
+    """
+    return _TYPEOF.sub(lambda match: match[1] + re.sub(rb"[^\n]", b" ", match[2]), text)
+
+
 def _inside(name: bytes, root: Path) -> str | None:
     """A line marker's file relative to the root; nothing for files outside."""
     text = re.sub(rb"\\(.)", rb"\1", name).decode("utf-8", "surrogateescape")
@@ -135,11 +147,12 @@ def _name(definition: "Node") -> str:
     while node is not None and node.type != "identifier":
         inner = (child for child in node.named_children if child.type.endswith(("declarator", "identifier")))
         node = node.child_by_field_name("declarator") or next(inner, None)
-    return _text_of(node) if node is not None else ""
+    return (node.text or b"").decode("utf-8", "replace") if node is not None else ""
 
 
-def _text_of(node: "Node") -> str:
-    return (node.text or b"").decode("utf-8", "replace")
+def _body_start(definition: "Node") -> int:
+    body = definition.child_by_field_name("body")
+    return body.start_byte if body else definition.end_byte
 
 
 # From definitions to the original text.
@@ -158,7 +171,7 @@ def _located(
     first, last = _with_whole_conditionals(lines, first, last)
     first = _with_bare_macros(lines, first)
     text = "\n".join(lines[first - 1 : last])
-    expanded = _text_of(definition)
+    expanded = own.text[definition.start_byte : definition.end_byte].decode("utf-8", "replace")
     written = _written(name, text)
     if written and first == last:
         text = text[written.start : _closing(text, written.brace)]  # others may stand on the same line
@@ -166,8 +179,7 @@ def _located(
     elif written and not written.has_directive:
         signature = text[written.start : written.brace]
     else:
-        body = definition.child_by_field_name("body")
-        signature = expanded.removesuffix(_text_of(body)) if body else expanded
+        signature = own.text[definition.start_byte : _body_start(definition)].decode("utf-8", "replace")
     tokens = tuple(source_tokens(text if written else expanded))
     return SourceFunction(
         name=name,
