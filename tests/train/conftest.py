@@ -29,10 +29,20 @@ COMPILERS = {
 
 # One family of functions per template; the constants N and M make each member another function.
 TEMPLATES = {
-    "sum": "int {name}(const int *a, int n) {{ int s = {n}; for (int i = 0; i < n; i++) s += a[i] * {m}; return s; }}",
-    "clamp": "long {name}(long x) {{ if (x < {n}) return {n}; if (x > {n} + {m}) return {m}; return x ^ {n}; }}",
-    "find": "const char *{name}(const char *s) {{ while (*s && *s != {n} % 64 + 33) s += 1 + ({m} & 1); return s; }}",
-    "mix": "unsigned {name}(unsigned h) {{ h ^= h >> {m} % 15 + 1; h *= {n}u; h ^= h >> 13; return h + {m}u; }}",
+    "sum": (
+        "int {name}(const int *a, int n) {{ int s = {n};"
+        " for (int i = 0; i < n; i++) s += a[i] * {m}; return s; }}"
+    ),
+    "clamp": (
+        "long {name}(long x) {{ if (x < {n}) return {n}; if (x > {n} + {m}) return {m}; return x ^ {n}; }}"
+    ),
+    "find": (
+        "const char *{name}(const char *s) {{"
+        " while (*s && *s != {n} % 64 + 33) s += 1 + ({m} & 1); return s; }}"
+    ),
+    "mix": (
+        "unsigned {name}(unsigned h) {{ h ^= h >> {m} % 15 + 1; h *= {n}u; h ^= h >> 13; return h + {m}u; }}"
+    ),
     "pick": (
         "int {name}(int k) {{ switch (k) {{ case 1: return {n}; case 2: return k * {m};"
         " case 7: return helper(k + {n}); default: return -{m}; }} }}"
