@@ -188,6 +188,8 @@ def read_shard(path: Path) -> Iterator[FunctionRecord]:
                 members = {name: body for name, body in sample.items() if not name.startswith("__")}
                 yield record_from_members(sample["__key__"], members)
             stream.check()
+    except ShardError as error:
+        raise ShardError(f"shard {path} is damaged: {error.message}", remedy=error.remedy) from None
     except FileNotFoundError:
         raise ShardError(f"shard {path} is missing", remedy=_REBUILD) from None
     except (tarfile.TarError, zstandard.ZstdError, EOFError, ValueError, OSError) as error:
