@@ -148,3 +148,7 @@ def _doctor(options: argparse.Namespace) -> int:
     from asmtrain import doctor
 
     return doctor.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

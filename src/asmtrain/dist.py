@@ -103,9 +103,9 @@ def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
 
 def all_gather_rows(rows_ND: torch.Tensor) -> torch.Tensor:
     """The rows of all ranks, in the order of ranks; every rank gives the same number of rows."""
-    gathered = rows_ND.new_empty((rows_ND.shape[0] * c10d.get_world_size(), *rows_ND.shape[1:]))
-    c10d.all_gather_into_tensor(gathered, rows_ND.contiguous())
-    return gathered
+    gathered = [torch.empty_like(rows_ND) for _ in range(c10d.get_world_size())]
+    c10d.all_gather(gathered, rows_ND.contiguous())
+    return torch.cat(gathered)
 
 
 def barrier() -> None:

@@ -3,11 +3,12 @@
 In: a config, a stage, a module. Out: an `Engine`: forward, backward, step, and its state as whole tensors
 (weights) or this rank's own (optimizer). Invariants: the gradient of a step is that of the loss whose parts
 were given to `backward` on all ranks and micro-steps, at every ZeRO stage; the optimizer state goes to files
-as plain tensors, so that nothing is unpickled when a run goes on. Memory a GPU: `model_state_bytes`.
+as plain tensors, so that nothing is unpickled when a run goes on.
 """
 
 import logging
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -100,6 +101,8 @@ class Engine:
         _quiet()
         import deepspeed
 
+        # On CPU gloo serves; DeepSpeed's shared memory would be compiled, and a C++ compiler may be absent.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.module = module
         self.world = world
         self.accumulation = accumulation(stage, world.size)
@@ -220,31 +223,5 @@ def _quiet() -> None:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-
-
-def model_state_bytes(total: int, trainable: int, *, zero_stage: int, world_size: int, bf16: bool) -> int:
-    """Bytes a GPU needs for weights, gradients and AdamW (Rajbhandari et al. 2020, section 3)."""
-    weights = total * (2 if bf16 else 4)
-    gradients = trainable * 4
-    # Two moments, and fp32 weights of its own; stage 0 in fp32 updates the weights in place.
-    optimizer = trainable * (8 if not bf16 and zero_stage == 0 else 12)
-    return (
-        weights // (world_size if zero_stage >= 3 else 1)
-        + gradients // (world_size if zero_stage >= 2 else 1)
-        + optimizer // (world_size if zero_stage >= 1 else 1)
-    )
-
-
-def activation_bytes(stage: StageConfig, shape: Any, *, bf16: bool, checkpointing: bool) -> int:
-    """About what one micro-step keeps for its backward pass, logits included; `shape` is a Llama's config.
-
-    A layer keeps its input alone under checkpointing, plus one layer being recomputed; else about ten
-    vectors of the hidden size and four of the feed-forward's (attention itself is not kept).
-    """
-    contrastive = stage.objective == "contrastive" and stage.embedding is not None
-    tokens = stage.micro_rows * (2 * stage.embedding.max_tokens if contrastive else stage.context)  # type: ignore[union-attr]
-    width = 2 if bf16 else 4
-    layer = tokens * (10 * shape.hidden_size + 4 * shape.intermediate_size) * width
-    layers = shape.num_hidden_layers * (tokens * shape.hidden_size * width if checkpointing else layer)
-    logits = 0 if contrastive else tokens * shape.vocab_size * (width + 8)
-    return int(layers + (layer if checkpointing else 0) + logits)
+    # DeepSpeed 0.19 calls it, torch 2.13 deprecates it.
+    warnings.filterwarnings("ignore", "`torch.distributed.all_gather_into_tensor`", FutureWarning)

@@ -5,6 +5,7 @@ where asked, whose `requires_grad` flags say what is trained. Invariant: nothing
 takes the finished module over. Counting allocates nothing: it builds the same module on the meta device.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from asmtrain.config import Dtype, EmbeddingConfig, Full, Lora, ModelConfig, ShapeConfig
 from asmtrain.embedding import EmbeddingHead
@@ -79,6 +81,7 @@ def load_model(path: str, *, dtype: Dtype) -> PreTrainedModel:
         ModelError: nothing there, no weights, or weights that do not fit the config.
     """
     check_model(path)
+    transformers_logging.disable_progress_bar()  # its lines would stand between ours
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(
             path, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True
@@ -130,17 +133,22 @@ def attach_lora(model: PreTrainedModel, lora: Lora, *, base: str) -> PeftModel:
         lora_dropout=lora.dropout,
         target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
         modules_to_save=list(lora.unfreeze) or None,
-        base_model_name_or_path=base,
         task_type="CAUSAL_LM",
     )
     try:
-        # Adapters in the model's own dtype: ZeRO-3 asserts on mixed ones.
-        return get_peft_model(model, settings, autocast_adapter_dtype=False)
+        with warnings.catch_warnings():
+            # peft 0.21 asks transformers 5 by the old name of a property.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            # Adapters in the model's own dtype: ZeRO-3 asserts on mixed ones.
+            wrapped = get_peft_model(model, settings, autocast_adapter_dtype=False)
     except ValueError as error:
         raise ConfigError(
             f"targets: {lora.targets!r} fits no module of the model: {str(error).splitlines()[0]}",
             remedy="use all-linear, or names such as q_proj",
         ) from None
+    # Set late: peft would put the folder's name on this machine in its place.
+    wrapped.peft_config["default"].base_model_name_or_path = base
+    return wrapped
 
 
 def merge_lora(model: PeftModel) -> PreTrainedModel:

@@ -220,4 +220,4 @@ def _vector_gradients(
     gradients_2MD = torch.stack(torch.autograd.grad(loss, (left_MD, right_MD)))
     num_own = own_2ND.shape[1]
     own_gradients = gradients_2MD.narrow(1, engine.world.rank * num_own, num_own)
-    return float(loss), list(torch.split(own_gradients, [v.shape[1] for v in vectors], dim=1))
+    return float(loss.detach()), list(torch.split(own_gradients, [v.shape[1] for v in vectors], dim=1))
