@@ -22,7 +22,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "asm"
 CASES = sorted(GOLDEN.glob("*/*.s"))
 COMPILERS = {
     "aarch64.gcc": ("aarch64", ["aarch64-linux-gnu-gcc"]),
-    "x86_64.gcc": ("x86_64", ["gcc"]),
+    "x86_64.gcc": ("x86_64", ["x86_64-linux-gnu-gcc"]),
     "aarch64.clang": ("aarch64", ["clang-19", "--target=aarch64-linux-gnu"]),
     "x86_64.clang": ("x86_64", ["clang-19", "--target=x86_64-linux-gnu"]),
     "riscv64.zig": ("riscv64", [sys.executable, "-m", "ziglang", "cc", "-fno-sanitize=all"]),
