@@ -28,6 +28,7 @@ from corpus_builder.package_index import open_url, sdist_url, without_credential
 from corpus_builder.record import Unit
 
 _ATTEMPTS = 3
+_PAUSE_S = 1.0
 _CHUNK_BYTES = 1 << 20
 
 
@@ -190,7 +191,7 @@ def _download(project: Project, url: str, target: Path) -> str:
                     f"project {project.name}: cannot fetch {without_credentials(url)}: {error}",
                     remedy="check the location and the network; fetched projects are kept in the cache",
                 ) from None
-            time.sleep(attempt)
+            time.sleep(attempt * _PAUSE_S)
     raise AssertionError("unreachable")
 
 
