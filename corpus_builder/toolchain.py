@@ -15,7 +15,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -33,9 +33,10 @@ _PROBE_SOURCE = '#include <stdio.h>\nint probe(void) { return puts(""); }\n'
 _COMMON_FLAGS = ("-w", "-ffile-prefix-map={root}=.")
 _FAMILY_FLAGS: dict[Family, tuple[str, ...]] = {
     "gcc": (),
-    # After a crash clang would preprocess again and leave a reproducer in /tmp.
-    "clang": ("-fno-crash-diagnostics",),
-    "zig": ("-fno-crash-diagnostics",),
+    # After a crash clang would preprocess again and leave a reproducer in /tmp. GNU as has no .addrsig, which
+    # only tells a linker what it may fold.
+    "clang": ("-fno-crash-diagnostics", "-fno-addrsig"),
+    "zig": ("-fno-crash-diagnostics", "-fno-addrsig"),
 }
 
 
@@ -51,6 +52,7 @@ class ToolchainEntry(ConfigModel):
     flags: tuple[str, ...] = ()
     apt: str = ""
     apt_native: str = ""
+    assembler: str = ""
     emulator: str = ""
 
     def packages(self, version: int | None) -> str:
@@ -80,6 +82,8 @@ class Toolchain:
     """Always passed, before those of the unit; `{root}` stands for the project's folder."""
     version: str
     """First line of --version."""
+    assembler: tuple[str, ...] = ()
+    """Takes the text in place of the compiler's own; empty for none."""
     emulator: tuple[str, ...] = ()
 
     @property
@@ -100,10 +104,11 @@ class Toolchain:
         """Compile to assembly."""
         return [*self._prefix(unit, level), "-S", "-o", str(output), unit.file]
 
-    def assemble_argv(self, unit: Unit, assembly: Path, output: Path) -> list[str]:
-        """Assemble to an object; clang and zig use their own assembler, gcc calls GNU as."""
+    def assemble_argvs(self, unit: Unit, assembly: Path, output: Path) -> list[list[str]]:
+        """Ways to assemble to an object, the next for a text that the one before does not understand."""
         machine = [flag for flag in unit.flags if flag.startswith("-m")]
-        return [*self.command, *self.target, *machine, "-w", "-c", "-o", str(output), str(assembly)]
+        own = [*self.command, *self.target, *machine, "-w", "-c", "-o", str(output), str(assembly)]
+        return [[*self.assembler, "-o", str(output), str(assembly)], own] if self.assembler else [own]
 
     def _prefix(self, unit: Unit, level: str) -> list[str]:
         own = [flag.replace("{root}", str(unit.root)) for flag in self.flags]
@@ -245,7 +250,10 @@ def _probe(
         emulator=tuple(entry.emulator.split()),
     )
     problem = _does_not_compile(toolchain, folder)
-    return f"{Path(command[0]).name} does not compile for {entry.isa}: {problem}" if problem else toolchain
+    if problem:
+        return f"{Path(command[0]).name} does not compile for {entry.isa}: {problem}"
+    assembler = tuple(entry.assembler.split())
+    return replace(toolchain, assembler=assembler) if _assembles(assembler, folder) else toolchain
 
 
 def _without_parentheses(line: str) -> str:
@@ -279,6 +287,14 @@ def _does_not_compile(toolchain: Toolchain, folder: Path) -> str:
         return ""
     lines = completed.stderr.decode(errors="replace").split("\n")
     return next((line for line in lines if "error" in line), completed.cause)
+
+
+def _assembles(assembler: tuple[str, ...], folder: Path) -> bool:
+    """Whether an assembler is installed and understands what the compiler has just made of the probe."""
+    if not assembler or shutil.which(assembler[0]) is None:
+        return False
+    argv = [*assembler, "-o", str(folder / "probe.o"), str(folder / "probe.s")]
+    return run(argv, cwd=folder, limits=_PROBE_LIMITS).ok
 
 
 def _machine() -> str:

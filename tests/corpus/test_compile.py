@@ -1,6 +1,7 @@
 """Units through real compilers, and through scripts that fail as compilers do."""
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,25 @@ def test_a_compiler_gone_wrong_is_a_row_with_its_cause(
     limits = Limits(time_s=2.0, memory_mib=1024, output_mib=1)
     failure = only_failure(unit, toolchain, limits)
     assert (failure.stage, failure.cause) == ("compile", cause)
+
+
+def test_a_text_that_gnu_as_does_not_take_goes_to_the_compilers_own_assembler(unit: Unit) -> None:
+    (clang,) = installed("aarch64.clang")
+    (expected,), _ = compile_unit(unit, clang, ["O2"], limits=LIMITS)
+    assert clang.assembler[0] == "aarch64-linux-gnu-as"
+    assert compile_unit(unit, replace(clang, assembler=("false",)), ["O2"], limits=LIMITS) == ([expected], [])
+
+
+def test_instructions_that_one_function_alone_may_use_assemble(unit: Unit) -> None:
+    # clang's text does not say which extension a function was compiled for, and its own assembler refuses it.
+    (unit.root / "src/sum.c").write_text(
+        "#include <arm_acle.h>\n"
+        '__attribute__((target("+crc"))) unsigned f(unsigned a, unsigned b) { return __crc32w(a, b); }\n'
+    )
+    for toolchain in installed("aarch64.gcc", "aarch64.clang"):
+        (compiled,), failures = compile_unit(unit, toolchain, ["O2"], limits=LIMITS)
+        assert failures == []
+        assert compiled.code_bytes == {"f": 8}
 
 
 def test_one_level_that_fails_leaves_the_others(unit: Unit, tmp_path: Path) -> None:
