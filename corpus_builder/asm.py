@@ -268,7 +268,7 @@ def _write(
             here = ""
         elif not is_numbered(value):
             lines.append(f"{value}:")
-        elif value in referred or is_kept(value):
+        elif value not in numbers and (value in referred or is_kept(value)):
             if not here:
                 here = next(names)
                 lines.append(f"{here}:")
@@ -291,7 +291,7 @@ def _fill(item: Template, numbers: dict[str, str]) -> str:
     return text
 
 
-_LOCAL_REFERENCE = re.compile(r"(?<![\w.$%@])(\.L[\w.$]*|L\d+(?![\w.$]))")
+_LOCAL_REFERENCE = re.compile(r"(?<![\w.%@])(?<!\w\$)(\.L[\w.$]*|L\d+(?![\w.$]))")
 
 
 @lru_cache(_LINES_REMEMBERED)

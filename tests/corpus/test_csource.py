@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpus_builder import asm
@@ -286,17 +286,20 @@ def test_tokens() -> None:
     ]
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_tokens_of_any_text_hold_no_white_space_outside_literals(text: str) -> None:
     for token in source_tokens(text):
         assert token[:1] in "\"'uUL" or not re.search(r"\s", token)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["int", "x", "->", "++", "0x1f", '"s /*"', "'c'", "{", "}", ";"])))
 def test_tokens_survive_any_spacing(tokens: list[str]) -> None:
     assert source_tokens(" ".join(tokens)) == source_tokens("/* c */\n\t".join(tokens)) == tokens
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_any_bytes_are_read(data: bytes) -> None:
     functions_of(b'# 1 "unit.c"\n' + data, Path("nowhere"))
