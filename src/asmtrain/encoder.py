@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel
+from transformers.utils.logging import disable_progress_bar
 
 from asmtrain.config import EmbeddingConfig
 from asmtrain.embedding import EmbeddingHead
@@ -63,6 +64,7 @@ def load_encoder(folder: Path) -> Encoder:
         ModelError: the folder is not an embedding export, or is incomplete.
     """
     settings = _settings(folder)
+    disable_progress_bar()  # loading is quick; the bars that matter are the callers'
     try:
         backbone = AutoModel.from_pretrained(folder, use_safetensors=True, dtype="auto")
         weight = load_file(folder / "2_Dense" / "model.safetensors")["linear.weight"]

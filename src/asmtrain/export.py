@@ -29,7 +29,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from asmtrain import checkpoint
+from asmtrain import checkpoint, terminal
 from asmtrain.checkpoint import load_stage_result, new_draft, publish, read_result
 from asmtrain.config import Dtype
 from asmtrain.encoder import embed_texts, load_encoder, write_layout
@@ -74,7 +74,7 @@ def run(source: Path, output: Path | None = None) -> int:
     """
     sources = find_sources(source)
     output = output or sources.run / "export"
-    console = Console(highlight=False)
+    console = terminal.console()
     if sources.lm:
         _report(console, output / "merged", export_merged(sources, output / "merged"))
         if (sources.lm / ADAPTER_FILE).exists():
