@@ -99,6 +99,12 @@ def _add_eval(commands: Any) -> None:
     retrieval.add_argument("--corpus", type=Path, required=True, help="corpus whose test split is searched")
     retrieval.add_argument("--output", type=Path, required=True, help="folder for retrieval.json and .png")
     retrieval.set_defaults(handler=_eval_retrieval)
+    completion = tasks.add_parser("completion", help="perplexity of a language model on assembly")
+    completion.add_argument("--model", type=Path, required=True, help="an exported merged/ folder")
+    completion.add_argument("--corpus", type=Path, required=True, help="corpus whose functions are scored")
+    completion.add_argument("--output", type=Path, required=True, help="folder for completion.json")
+    completion.add_argument("--split", default="valid", choices=("train", "valid", "test"))
+    completion.set_defaults(handler=_eval_completion)
 
 
 def _eval_retrieval(options: argparse.Namespace) -> int:
@@ -108,18 +114,32 @@ def _eval_retrieval(options: argparse.Namespace) -> int:
     return 0
 
 
+def _eval_completion(options: argparse.Namespace) -> int:
+    from asmtrain.tasks import completion
+
+    completion.run(options.model, options.corpus, options.output, split=options.split)
+    return 0
+
+
 def _add_embed(commands: Any) -> None:
     parser = commands.add_parser("embed", help="embed the functions of a corpus or of files into an index")
     parser.add_argument("inputs", type=Path, nargs="+", help="a corpus folder, or .s and .o files")
     parser.add_argument("--model", type=Path, required=True, help="an exported embedding/ folder")
     parser.add_argument("--output", type=Path, required=True, help="folder of the index")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        default=["*.o2"],
+        metavar="GLOB",
+        help="variants of a corpus to embed, such as '*.gcc*.o2' (default: '*.o2')",
+    )
     parser.set_defaults(handler=_embed)
 
 
 def _embed(options: argparse.Namespace) -> int:
     from asmtrain import index
 
-    index.run_build(options.inputs, options.model, options.output)
+    index.run_build(options.inputs, options.model, options.output, variants=options.variants)
     return 0
 
 
@@ -129,13 +149,22 @@ def _add_search(commands: Any) -> None:
     parser.add_argument("--index", type=Path, required=True, help="folder that asmtrain embed wrote")
     parser.add_argument("--function", help="its name; needed where the file holds several")
     parser.add_argument("--top", type=int, default=5, help="neighbours shown")
+    parser.add_argument("--model", type=Path, help="embedding/ folder that made the index, if it was moved")
+    parser.add_argument("--json", action="store_true", dest="as_json", help="print JSON")
     parser.set_defaults(handler=_search)
 
 
 def _search(options: argparse.Namespace) -> int:
     from asmtrain import index
 
-    index.run_search(options.file, options.index, function=options.function, top=options.top)
+    index.run_search(
+        options.file,
+        options.index,
+        function=options.function,
+        top=options.top,
+        model=options.model,
+        as_json=options.as_json,
+    )
     return 0
 
 

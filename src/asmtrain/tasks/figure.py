@@ -39,12 +39,16 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     )
     FigureCanvasAgg(figure)
     figure.suptitle(
-        "Finding a function again in unseen projects: Recall@1", x=0.012, ha="left", fontsize=13, color=_INK
+        "Finding a function again, compiled another way: Recall@1",
+        x=0.012,
+        ha="left",
+        fontsize=13,
+        color=_INK,
     )
-    axes = figure.subplots(lines, columns, squeeze=False, sharex=True).flat
-    for axis, ((task, isa), models) in zip(axes, lanes.items(), strict=False):
-        _panel(axis, task, isa, models)
-    for axis in list(axes)[len(lanes) :]:
+    axes = figure.subplots(lines, columns, squeeze=False).flatten()
+    for at, ((task, isa), models) in enumerate(lanes.items()):
+        _panel(axes[at], task, isa, models, is_first=at % columns == 0)
+    for axis in axes[len(lanes) :]:
         axis.remove()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
@@ -52,7 +56,9 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         stream.write(buffer.getvalue())
 
 
-def _panel(axis: Any, task: str, isa: str, models: Mapping[str, Mapping[str, Any]]) -> None:
+def _panel(
+    axis: Any, task: str, isa: str, models: Mapping[str, Mapping[str, Any]], *, is_first: bool
+) -> None:
     greys = iter(_GREYS)
     names = list(models)
     values = [models[name]["recall_at_1"] for name in names]
@@ -60,6 +66,8 @@ def _panel(axis: Any, task: str, isa: str, models: Mapping[str, Mapping[str, Any
     bars = axis.barh([_NAMES.get(name, name) for name in names], values, color=colours, height=0.72)
     axis.bar_label(bars, fmt="%.2f", padding=3, fontsize=8.5, color=_INK)
     axis.invert_yaxis()
+    if not is_first:
+        axis.set_yticklabels([])
     axis.set_xlim(0, 1.08)
     axis.set_xticks([0, 0.25, 0.5, 0.75, 1])
     first = models[names[0]]
@@ -68,7 +76,7 @@ def _panel(axis: Any, task: str, isa: str, models: Mapping[str, Mapping[str, Any
     axis.text(
         0,
         1.03,
-        f"{first['num_queries']} functions, pool of {first['pool']}, {first['num_projects']} projects",
+        f"{first['num_queries']} functions of {first['num_projects']} unseen projects, pool {first['pool']}",
         transform=axis.transAxes,
         fontsize=8,
         color=_GREYS[-1],
