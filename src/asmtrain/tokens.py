@@ -6,9 +6,10 @@ that assembly has. A piece is one of
   - a constant with its sign (`12`, `-4`, `0x1f`), nothing beside it: one number is one token in every
     instruction set, which is what retrieval lives on;
   - a register or symbol with the punctuation around it (`w0, `, `[sp, `, `(%rbp)`).
-Cost: tokens per instruction; benchmarks/tokenizer.py sets it beside the GPT-2 word split.
+Cost: what a function costs to train on is its tokens; pieces like these need less than half as many as the
+GPT-2 word split (benchmarks/tokenizer.py).
 
-Every tokenizer, Code Llama's included, writes BOS and EOS through its post-processor, so that EOS survives
+Every tokenizer, Code Llama's too, writes BOS and EOS through its post-processor, so that EOS survives
 truncation and the last token of a function always stands for its end.
 """
 
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -34,7 +35,7 @@ _PIECES = "|".join(
     (
         r"(?:\A|\n)[ \t]*[A-Za-z_.][\w.]*(?::|[ \t]\*?\$?)?",
         _CONSTANT,
-        r"(?:\)?,[ \t]?)?[\[({]?[ \t]?[%*:]?[A-Za-z_][\w.$@:]*(?:[\])}]*!?(?:,[ \t]?)?|[ \t])",
+        r"(?:\)?,[ \t]?)?[\[({]?[ \t]?[%*:]?[A-Za-z_][\w.$@:]*(?:[ \t]|[\])}]*!?(?:,[ \t]?)?)",
         r"[\])}]*!?,?[ \t]?[\[({]?\$?",
     )
 )
@@ -83,16 +84,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedToken
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token=BOS,
-        eos_token=EOS,
-        pad_token=PAD,
-        padding_side="right",
-        truncation_side="right",
-        clean_up_tokenization_spaces=False,
-    )
-    return _with_end_tokens(tokenizer)
+    return _with_end_tokens(backend, bos_token=BOS, eos_token=EOS, pad_token=PAD)
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
@@ -113,13 +105,27 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
             f"the tokenizer of {path} has no EOS token or no tokenizer.json",
             remedy="convert it to a fast tokenizer with an EOS token",
         )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    tokenizer.padding_side = tokenizer.truncation_side = "right"
-    return _with_end_tokens(tokenizer)
+    return _with_end_tokens(
+        tokenizer.backend_tokenizer,
+        bos_token=tokenizer.bos_token,
+        eos_token=tokenizer.eos_token,
+        unk_token=tokenizer.unk_token,
+        pad_token=tokenizer.pad_token or tokenizer.unk_token or tokenizer.eos_token,
+    )
 
 
-def _with_end_tokens(tokenizer: Any) -> PreTrainedTokenizerFast:
+def _with_end_tokens(backend: Tokenizer, **special: str | None) -> PreTrainedTokenizerFast:
+    """A plain fast tokenizer around this backend, padding and cutting on the right.
+
+    Plain, because the classes of some models, Llama's among them, write their own post-processor on load.
+    """
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        padding_side="right",
+        truncation_side="right",
+        clean_up_tokenization_spaces=False,
+        **{name: token for name, token in special.items() if token is not None},
+    )
     first = [tokenizer.bos_token] if tokenizer.bos_token else []
     names = [*first, tokenizer.eos_token]
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
