@@ -223,5 +223,6 @@ def _quiet() -> None:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # DeepSpeed 0.19 calls it, torch 2.13 deprecates it.
-    warnings.filterwarnings("ignore", "`torch.distributed.all_gather_into_tensor`", FutureWarning)
+    # DeepSpeed 0.19 calls what torch 2.13 deprecates.
+    deprecated = r"`torch\.distributed\.(all_gather_into|reduce_scatter)_tensor`"
+    warnings.filterwarnings("ignore", deprecated, FutureWarning)

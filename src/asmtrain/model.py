@@ -164,7 +164,12 @@ def is_adapted(model: LanguageModel) -> bool:
 def enable_recompute(model: LanguageModel) -> None:
     """Recompute activations in the backward pass (gradient checkpointing)."""
     lm = model.get_base_model() if isinstance(model, PeftModel) else model
-    lm.gradient_checkpointing_enable({"use_reentrant": False})
+    settings = {"use_reentrant": False}
+    # transformers renamed it within the range we support.
+    if hasattr(lm, "activation_checkpointing_enable"):
+        lm.activation_checkpointing_enable(settings)
+    else:
+        lm.gradient_checkpointing_enable(settings)
 
 
 def set_trainable(model: LanguageModel, trainable: Full | Lora, *, headless: bool) -> None:
