@@ -22,7 +22,7 @@ LEVELS = ("O0", "O1", "O2", "O3", "Os")
 COMPILERS = {
     "aarch64.gcc": ("aarch64-linux-gnu-gcc",),
     "aarch64.clang": ("clang-19", "--target=aarch64-linux-gnu"),
-    "x86_64.gcc": ("gcc",),
+    "x86_64.gcc": ("x86_64-linux-gnu-gcc",),
     "x86_64.clang": ("clang-19", "--target=x86_64-linux-gnu"),
 }
 """Variant prefix to compiler; those that are not installed are left out."""
@@ -61,7 +61,7 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus of 48 train, 12 valid and 12 test functions, in two train shards, at five levels."""
     compilers = {name: command for name, command in COMPILERS.items() if shutil.which(command[0])}
     if len(compilers) < 2:
-        pytest.skip("needs two of: aarch64-linux-gnu-gcc, gcc, clang-19")
+        pytest.skip("needs two of: aarch64-linux-gnu-gcc, x86_64-linux-gnu-gcc, clang-19")
     corpus = tmp_path_factory.mktemp("corpus")
     entries = []
     for number, (split, count) in enumerate(FUNCTIONS_OF_SPLIT.items()):
