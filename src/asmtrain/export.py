@@ -16,6 +16,7 @@ import gc
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -156,9 +157,7 @@ def export_adapter(sources: Sources, folder: Path) -> Figures:
         (draft / "adapter_config.json").write_text(json.dumps(settings, indent=1, sort_keys=True))
         shutil.copyfile(sources.lm / ADAPTER_FILE, draft / ADAPTER_FILE)
         tokenizer.save_pretrained(draft)
-        loaded = PeftModel.from_pretrained(
-            AutoModelForCausalLM.from_pretrained(base, dtype="auto"), draft, autocast_adapter_dtype=False
-        )
+        loaded = _load_peft(base, draft)
         refuse_unsound(loaded.state_dict(), folder)
         figures = _compare_logits(_logits(loaded, ids), expected, LOGIT_BOUND[result.dtype], folder)
         _write_provenance(draft, sources, sources.lm, figures)
@@ -188,6 +187,14 @@ def export_embedding(sources: Sources, folder: Path) -> Figures:
         figures = _compare_vectors(draft, expected, VECTOR_BOUND[result.dtype], folder)
         _write_provenance(draft, sources, sources.embedding, figures)
     return figures
+
+
+def _load_peft(base: str, adapter: Path) -> PeftModel:
+    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+    with warnings.catch_warnings():
+        # peft 0.21 asks transformers 5 by the old name of a property.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        return PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)
 
 
 @contextmanager
