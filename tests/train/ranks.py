@@ -1,10 +1,13 @@
 """Real ranks for tests: gloo processes on this machine, with the variables that a launcher would set."""
 
+import gc
 import os
 import pickle
 import socket
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +48,29 @@ def _rank(
     torch.set_num_threads(1)
     from asmtrain import dist
 
+    gc.freeze()  # DeepSpeed collects garbage at every start; what the imports left is none
     with dist.joined() as world:
         result = work(world, *arguments)
         if world.is_main:
             (folder / "result").write_bytes(pickle.dumps(result))
+
+
+def start_ranks(size: int, arguments: Sequence[str]) -> list[subprocess.Popen[str]]:
+    """Start `asmtrain` with these arguments as `size` ranks, as a launcher would."""
+    port = free_port()
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "asmtrain.cli", *arguments],
+            env=os.environ | rank_environment(rank, size, port),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+
+
+def finish_ranks(processes: Sequence[subprocess.Popen[str]]) -> tuple[list[int], list[str]]:
+    """Wait for ranks; returns their exit codes and what they said."""
+    said = [process.communicate(timeout=300)[0] for process in processes]
+    return [process.returncode for process in processes], said
