@@ -37,7 +37,8 @@ class RowBatch:
 
     ids_BT: torch.Tensor
     position_ids_BT: torch.Tensor
-    """Count from 0 in each document; with attention_mask=None and use_cache=False they isolate documents."""
+    """Count from 0 in each document. With attention_mask=None and use_cache=False they isolate documents
+    under sdpa and eager attention; transformers' flash attention heeds them in batches of one row alone."""
     labels_BT: torch.Tensor
     """The ids; -100 at each document's first token and in padding."""
     document_ids_BT: torch.Tensor

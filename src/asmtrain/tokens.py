@@ -56,14 +56,17 @@ def documents(record: FunctionRecord, task: Task, variants: Sequence[str] = ("*"
 
     `completion` shows clean assembly, `retrieval` what a stripped binary shows; `variants` are globs.
     """
-    write = clean if task == "completion" else view
     seen = set()
     for name in sorted(record.assembly):
-        if any(fnmatchcase(name, pattern) for pattern in variants):
-            text = write(record.assembly[name], Variant.parse(name).isa)
-            if text not in seen:
-                seen.add(text)
-                yield Document(record.key, name, record.meta.variants[name].body_sha256, text)
+        body = record.meta.variants[name].body_sha256
+        is_wanted = any(fnmatchcase(name, pattern) for pattern in variants)
+        if not is_wanted or (task == "retrieval" and body in seen):
+            continue
+        write = clean if task == "completion" else view
+        text = write(record.assembly[name], Variant.parse(name).isa)
+        if text not in seen:
+            seen |= {text, body}
+            yield Document(record.key, name, body, text)
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
