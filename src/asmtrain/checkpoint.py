@@ -116,8 +116,9 @@ def claim(run: Path, config: TrainConfig) -> None:
     else:
         with atomic_output(path) as stream:
             stream.write(yaml.safe_dump(ours, sort_keys=False).encode())
-    for leftover in [*run.glob("stages/.*"), *run.glob("checkpoints/.*"), *run.glob(".base*")]:
-        shutil.rmtree(leftover)
+    drafts = [*run.glob("stages/.*"), *run.glob("checkpoints/.*"), run / ".base", run / ".tokenizer"]
+    for draft in drafts:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _first_difference(theirs: Any, ours: Any) -> tuple[str, Any, Any] | None:

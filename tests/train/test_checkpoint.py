@@ -1,0 +1,220 @@
+"""The run folder: whole or absent, its own config's alone, and what a damaged one says."""
+
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from asmtrain import checkpoint
+from asmtrain.checkpoint import CheckpointState, StageResult
+from asmtrain.config import Full, Lora, TrainConfig
+from asmtrain.errors import CheckpointError
+from corpus_builder.errors import OutputError
+
+STAGE = {
+    "name": "one",
+    "objective": "causal_lm",
+    "data": [{"corpus": "corpus", "task": "completion"}],
+    "trainable": {"kind": "full"},
+    "optimizer": {"lr": 0.1},
+    "steps": 3,
+}
+SHAPE = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_layers": 1,
+    "num_heads": 2,
+    "num_kv_heads": 2,
+}
+
+
+def config(run: Path, **changes: object) -> TrainConfig:
+    settings = {
+        "run": run,
+        "model": {"shape": SHAPE},
+        "tokenizer": {"corpus": "corpus"},
+        "stages": [STAGE],
+        "engine": {"zero_stage": 1},
+    }
+    return TrainConfig.model_validate(settings | changes)
+
+
+def saved(run: Path, step: int) -> Path:
+    """A small whole checkpoint."""
+    folder = checkpoint.checkpoint_folder(run, 0, "one", step)
+    with checkpoint.atomic_folder(folder) as draft:
+        (draft / "weights").mkdir()
+        save_file({"tensor": torch.arange(4)}, draft / "weights" / "model.safetensors")
+        checkpoint.write_rank(draft, 0, {"0.weights": torch.ones(3)})
+        checkpoint.write_state(draft, CheckpointState(step=step, world_size=2))
+    return folder
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "stages" / "01-one"
+
+    def fail() -> None:
+        with checkpoint.atomic_folder(target) as draft:
+            (draft / "half").write_text("written")
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert not target.exists()
+    with checkpoint.atomic_folder(target) as draft:
+        assert not list(draft.iterdir()), "what the first attempt left is gone"
+        (draft / "whole").write_text("written")
+    assert sorted(path.name for path in target.iterdir()) == ["manifest.json", "whole"]
+    assert checkpoint.damage(target) is None
+
+
+def test_a_run_belongs_to_its_config(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    checkpoint.claim(run, config(run))
+    checkpoint.claim(run, config(run))
+    with pytest.raises(CheckpointError) as refused:
+        checkpoint.claim(run, config(run, engine={"zero_stage": 2}))
+    assert "engine.zero_stage was 1 and is now 2" in refused.value.message
+    assert "--set run=FOLDER" in refused.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"seed": 1}, "seed was 0 and is now 1"),
+        ({"stages": [STAGE | {"steps": 4}]}, r"stages\.0\.steps was 3 and is now 4"),
+        ({"stages": [STAGE, STAGE | {"name": "two"}]}, r"stages\.1\.name was None and is now 'two'"),
+        ({"deepspeed": {"gradient_clipping": 2}}, "deepspeed was {} and is now None|gradient_clipping"),
+        ({"seed": 1, "stages": [STAGE | {"steps": 4}]}, "seed was"),
+    ],
+)
+def test_the_first_differing_key_is_named(tmp_path: Path, changes: dict[str, object], key: str) -> None:
+    checkpoint.claim(tmp_path, config(tmp_path))
+    with pytest.raises(CheckpointError, match=key):
+        checkpoint.claim(tmp_path, config(tmp_path, **changes))
+
+
+def test_a_run_may_move_and_save_more_often(tmp_path: Path) -> None:
+    checkpoint.claim(tmp_path, config(tmp_path))
+    checkpoint.claim(
+        tmp_path, config(Path("elsewhere"), checkpoint={"every_steps": 1, "keep": 9}).model_copy()
+    )
+
+
+def test_claiming_removes_what_a_kill_left(tmp_path: Path) -> None:
+    checkpoint.claim(tmp_path, config(tmp_path))
+    whole = saved(tmp_path, 1)
+    for leftover in ("checkpoints/.01-one-step000002", "stages/.01-one", ".base", ".tokenizer"):
+        (tmp_path / leftover).mkdir(parents=True)
+        (tmp_path / leftover / "half").write_text("written")
+    checkpoint.claim(tmp_path, config(tmp_path))
+    assert [path for path in tmp_path.rglob(".*")] == []
+    assert checkpoint.damage(whole) is None
+
+
+def test_the_newest_whole_checkpoint_is_used(tmp_path: Path) -> None:
+    assert checkpoint.latest(tmp_path) == (None, [])
+    first, second, third = (saved(tmp_path, step) for step in (1, 2, 10))
+    assert checkpoint.latest(tmp_path) == (third, [])
+    flipped = third / "weights" / "model.safetensors"
+    content = bytearray(flipped.read_bytes())
+    content[-1] ^= 1
+    flipped.write_bytes(content)
+    (second / "rank-00000.safetensors").unlink()
+    folder, problems = checkpoint.latest(tmp_path)
+    assert folder == first
+    assert [problem.split("(")[1].split(")")[0] for problem in problems] == [
+        "weights/model.safetensors",
+        "rank-00000.safetensors",
+    ]
+
+
+def test_a_checkpoint_without_its_manifest_is_damaged(tmp_path: Path) -> None:
+    (saved(tmp_path, 1) / "manifest.json").write_text("{half")
+    folder, problems = checkpoint.latest(tmp_path)
+    assert folder is None
+    assert "manifest.json" in problems[0]
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    folders = [saved(tmp_path, step) for step in (1, 2, 3, 4)]
+    checkpoint.prune(tmp_path, keep=2)
+    assert checkpoint.checkpoints(tmp_path) == folders[2:]
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+def test_another_number_of_ranks_is_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path, 1)
+    assert checkpoint.read_state(folder, world_size=2).step == 1
+    with pytest.raises(CheckpointError, match="written by 2 ranks; this run has 3"):
+        checkpoint.read_state(folder, world_size=3)
+
+
+def test_a_rank_reads_what_it_wrote(tmp_path: Path) -> None:
+    folder = saved(tmp_path, 1)
+    assert torch.equal(checkpoint.read_rank(folder, 0)["0.weights"], torch.ones(3))
+    with pytest.raises(CheckpointError, match="rank-00001"):
+        checkpoint.read_rank(folder, 1)
+
+
+def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
+    def fill() -> None:
+        with checkpoint.written_to(tmp_path), open("/dev/full", "wb", buffering=0) as stream:
+            stream.write(b"more")
+
+    with pytest.raises(OutputError, match="no space left on the disk") as refused:
+        fill()
+    assert "goes on from the last save" in refused.value.remedy
+
+
+def test_a_limit_that_safetensors_meets_is_told_the_same_way(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OutputError, match=r"cannot write .*rank-00000"):
+            checkpoint.write_rank(tmp_path, 0, {"tensor": torch.ones(1 << 16)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_result_is_read_back_and_a_missing_one_refused(tmp_path: Path) -> None:
+    result = StageResult(
+        name="one",
+        index=0,
+        step=3,
+        objective="causal_lm",
+        trainable=Lora(kind="lora", rank=2),
+        embedding=None,
+        dtype="bf16",
+        base="base",
+        corpora={"corpus": "0" * 64},
+        valid_loss=1.5,
+    )
+    (tmp_path / "result.json").write_text(result.model_dump_json())
+    assert checkpoint.read_result(tmp_path) == result
+    with pytest.raises(CheckpointError, match="holds no stage result"):
+        checkpoint.read_result(tmp_path / "nowhere")
+
+
+def test_a_run_that_moved_takes_its_base_along(tmp_path: Path) -> None:
+    run = tmp_path / "moved"
+    (run / "stages" / "01-one").mkdir(parents=True)
+    (run / "base").mkdir()
+    (run / "config.yaml").touch()
+    result = StageResult(
+        name="one",
+        index=0,
+        step=3,
+        objective="causal_lm",
+        trainable=Full(kind="full"),
+        embedding=None,
+        dtype="fp32",
+        base="base",
+        corpora={},
+    )
+    assert checkpoint.base_path(run / "stages" / "01-one", result) == str(run / "base")
+    hub = result.model_copy(update={"base": "codellama/CodeLlama-7b-hf"})
+    assert checkpoint.base_path(run / "stages" / "01-one", hub) == "codellama/CodeLlama-7b-hf"
