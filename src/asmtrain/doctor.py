@@ -66,13 +66,19 @@ def examine() -> Iterator[Finding]:
     """Look for everything, one finding each, essentials first in every group."""
     yield _python()
     yield _packages()
-    yield from _compilers(Path("configs/toolchains.yaml"))
+    yield from _compilers(toolchain_file())
     yield _launcher()
     yield from (_tool(*tool) for tool in _TOOLS)
     yield _sandbox()
     yield _accelerator()
     yield _slurm()
     yield _disk(Path.cwd())
+
+
+def toolchain_file() -> Path:
+    """The toolchain file of the working directory, else that of this package's checkout."""
+    here = Path("configs/toolchains.yaml")
+    return here if here.exists() else Path(__file__).parents[2] / here
 
 
 def _python() -> Finding:

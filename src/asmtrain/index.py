@@ -31,7 +31,6 @@ from corpus_builder.errors import EmptyCorpus
 from corpus_builder.record import Variant
 from corpus_builder.shards import atomic_output, load_index, read_shard
 
-_ROWS_PER_BLOCK = 1 << 16
 _REMEDY = "build it again with asmtrain embed"
 
 
@@ -169,11 +168,13 @@ def load(folder: Path) -> VectorIndex:
     return VectorIndex(meta, vectors_ND, lines)
 
 
-def nearest(vectors_ND: Vectors, query_D: Vectors, top: int) -> list[tuple[int, float]]:
+def nearest(
+    vectors_ND: Vectors, query_D: Vectors, top: int, *, rows_per_block: int = 1 << 16
+) -> list[tuple[int, float]]:
     """Positions and cosines of the `top` vectors nearest to a query, best first; ties by position."""
     found: list[tuple[float, int]] = []
-    for start in range(0, len(vectors_ND), _ROWS_PER_BLOCK):
-        cosines = vectors_ND[start : start + _ROWS_PER_BLOCK] @ query_D
+    for start in range(0, len(vectors_ND), rows_per_block):
+        cosines = vectors_ND[start : start + rows_per_block] @ query_D
         best = np.argsort(-cosines, kind="stable")[:top]
         found += [(-float(cosines[at]), start + int(at)) for at in best]
     return [(position, -negative) for negative, position in sorted(found)[:top]]

@@ -40,7 +40,7 @@ class Cell:
     isa: str
     level: str
     texts: list[str] = field(default_factory=list)
-    num_functions: int = 0
+    num_documents: int = 0
     num_tokens: int = 0
     loss: float = 0.0
     """Negative log likelihood in nats."""
@@ -120,7 +120,7 @@ def _score(cell: Cell, lm: Any, batch: Sequence[tuple[list[int], float]]) -> Non
     for row, (ids, num_bytes) in enumerate(batch):
         ids_BT[row, : len(ids)] = torch.tensor(ids)
         labels_BT[row, 1 : len(ids)] = ids_BT[row, 1 : len(ids)]
-        cell.num_functions += 1
+        cell.num_documents += 1
         cell.num_tokens += len(ids) - 1
         cell.scored_bytes += num_bytes
     with torch.inference_mode():
@@ -137,7 +137,7 @@ def _row(cell: Cell, split: str) -> dict[str, Any]:
         "split": split,
         "isa": cell.isa,
         "level": cell.level,
-        "num_functions": cell.num_functions,
+        "num_documents": cell.num_documents,
         "num_tokens": cell.num_tokens,
         "perplexity": math.exp(cell.loss / max(cell.num_tokens, 1)),
         "bits_per_byte": cell.loss / math.log(2) / max(cell.scored_bytes, 1),
@@ -156,7 +156,7 @@ def show(rows: Sequence[dict[str, Any]], console: Console) -> None:
         table.add_row(
             row["isa"],
             row["level"],
-            f"{row['num_functions']:,}",
+            f"{row['num_documents']:,}",
             f"{row['num_tokens']:,}",
             f"{row['perplexity']:.2f}",
             f"{row['bits_per_byte']:.3f}",
