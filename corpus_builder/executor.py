@@ -94,7 +94,8 @@ def _ray(workers: int, address: str | None) -> Iterator[tuple[Any, int]]:
         reason = " ".join(str(error).split())
         raise ConfigError(
             f"cannot reach Ray at {address or 'this machine'}: {reason}",
-            remedy="start one with `ray start --head`, or leave --address out",
+            remedy="start one with `ray start --head`, or leave --address out; a cluster that asks for "
+            "a token wants RAY_AUTH_MODE=token and the same token on every machine",
         ) from None
     try:
         yield ray, max(1, int(ray.cluster_resources().get("CPU", 1)))

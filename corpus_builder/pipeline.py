@@ -178,7 +178,7 @@ def _crash_failure(unit: Unit, crash: Crash) -> Failure:
 def _existing_header(path: Path) -> PartHeader | None:
     try:
         return read_header(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ShardError:
         path.unlink()

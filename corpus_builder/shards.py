@@ -16,7 +16,7 @@ import json
 import os
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -90,7 +90,8 @@ def atomic_output(path: Path) -> Iterator[IO[bytes]]:
         remedy += "; what was finished before is intact, the same command goes on from there"
         raise OutputError(f"cannot write {path}: {error.strerror}", remedy=remedy) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what went wrong above is what counts
+            temporary.unlink()
 
 
 def write_shard(path: Path, split: str, records: Iterable[FunctionRecord], *, zstd_level: int) -> ShardEntry:

@@ -82,7 +82,8 @@ class BuildProgress:
 
     def _counts(self, now: Progress) -> str:
         rate = (now.done - now.reused) / max(time.monotonic() - self._started, 1e-9)
-        return f"{rate:.1f}/s  {now.functions:,} functions  {now.failures:,} failures"
+        reused = f"  {now.reused:,} reused" if now.reused else ""
+        return f"{rate:.1f}/s  {now.functions:,} functions  {now.failures:,} failures{reused}"
 
     def _print_line(self, now: Progress, counts: str) -> None:
         if self._screen.is_terminal:

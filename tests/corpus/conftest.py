@@ -1,10 +1,14 @@
 """One Ray cluster for all tests that do not test how Ray is started."""
 
 import os
+import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,35 +16,40 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def ray_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a cluster of two CPUs, in a process group of its own that ends with the tests."""
+def ray_address() -> Iterator[str]:
+    """Address of a cluster of two CPUs, in a process group of its own that ends with the tests.
+
+    It has a token of its own: left alone, Ray takes one for `ray start` if the user's home holds any, but not
+    for a driver that names the address.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("ray") / "log"
+    folder = Path(tempfile.mkdtemp(prefix="ray"))  # short: Ray's sockets lie in it
     ray = Path(sys.executable).with_name("ray")
-    options = ["--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2"]
+    options = ["--head", "--block", f"--port={port}", "--num-cpus=2", f"--temp-dir={folder}"]
     options += ["--include-dashboard=false", "--disable-usage-stats", "--object-store-memory=100000000"]
-    with open(log, "wb") as stream:
-        cluster = subprocess.Popen(
-            [ray, "start", *options], stdout=stream, stderr=stream, start_new_session=True
-        )
-    try:
-        _wait_until_up(cluster, log)
-        yield f"127.0.0.1:{port}"
-    finally:
-        # Its children end with it: that is what --block is for.
-        os.killpg(cluster.pid, signal.SIGTERM)
-        cluster.wait(30)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PYTHONPATH", str(Path(__file__).parent))  # for functions of the tests themselves
+        environment.setenv("RAY_AUTH_MODE", "token")
+        environment.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        with open(folder / "start.log", "wb") as log:
+            cluster = subprocess.Popen(
+                [ray, "start", *options], stdout=log, stderr=log, start_new_session=True
+            )
+        try:
+            _wait_until_up(cluster, folder / "start.log")
+            yield f"127.0.0.1:{port}"
+        finally:
+            os.killpg(cluster.pid, signal.SIGKILL)
+            cluster.wait()
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _wait_until_up(cluster: "subprocess.Popen[bytes]", log: Path) -> None:
-    import time
-
-    for _ in range(600):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and cluster.poll() is None:
         if b"Ray runtime started" in log.read_bytes():
             return
-        if cluster.poll() is not None:
-            break
         time.sleep(0.1)
     pytest.fail(f"Ray did not start:\n{log.read_text(errors='replace')}")

@@ -101,8 +101,12 @@ def write_config(folder: Path, *, projects: dict[str, Path] | None = None, **set
     return path
 
 
+def load_corpus_config(path: Path) -> CorpusConfig:
+    return load_config(CorpusConfig, path)
+
+
 def a_config(folder: Path, **settings: Any) -> CorpusConfig:
-    return load_config(CorpusConfig, write_config(folder, **settings))
+    return load_corpus_config(write_config(folder, **settings))
 
 
 def shard_hashes(corpus: Path) -> dict[str, str]:
