@@ -30,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int = options.handler(options)
     except UserFacingError as error:
-        print(f"error: {error}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        print(f"rank {rank}: error: {error}" if rank != "0" else f"error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # The reader of our output left, as in `asmtrain ... | head`.

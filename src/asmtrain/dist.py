@@ -113,6 +113,13 @@ def barrier() -> None:
     c10d.barrier()
 
 
+def main_first(work: Callable[[], ResultT]) -> ResultT:
+    """Run `work` on rank 0, then on the others: it downloads once, and a mistake it meets is told once."""
+    done: list[ResultT] = []
+    on_main(lambda: done.append(work()))
+    return done[0] if done else work()
+
+
 def on_main(work: Callable[[], ResultT]) -> ResultT:
     """Run `work` on rank 0 while the others wait; all ranks return its (picklable) result.
 

@@ -18,7 +18,7 @@ from asmtrain.config import Lora, StageConfig, TrainConfig
 from asmtrain.dist import World
 from asmtrain.embedding import EmbeddingHead
 from asmtrain.engine import Engine, accumulation
-from asmtrain.errors import CheckpointError
+from asmtrain.errors import CheckpointError, ModelError
 from asmtrain.model import (
     DTYPES,
     EmbeddingModel,
@@ -37,7 +37,7 @@ from asmtrain.model import (
     write_weights,
 )
 from asmtrain.tokens import documents, load_tokenizer, train_tokenizer
-from corpus_builder.shards import load_index, read_split
+from corpus_builder.shards import load_index, read_split, shard_paths
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def prepare_run(config: TrainConfig, world_size: int) -> None:
     for stage in config.stages:
         accumulation(stage, world_size)
         for part in stage.data:
-            load_index(part.corpus)
+            shard_paths(part.corpus, "train")
     checkpoint.claim(config.run, config)
     if not (config.run / "tokenizer").exists():
         with checkpoint.atomic_folder(config.run / "tokenizer") as folder:
@@ -119,12 +119,10 @@ def start_stage(config: TrainConfig, index: int, world: World, tokenizer: Any) -
     corpora = {str(part.corpus): load_index(part.corpus).sha256() for part in config.stages[index].data}
     resume = dist.on_main(lambda: _resume_point(config.run, index, corpora))
     torch.manual_seed(config.seed + index)  # the same new weights on every rank
-    if resume:
-        result = checkpoint.read_result(resume / "weights")
-        model, head = checkpoint.load_stage_result(resume / "weights")
-        base = result.base
-    else:
-        model, head, base = _initial_model(config, index)
+    model, head, base = dist.main_first(
+        lambda: _resumed_model(resume) if resume else _initial_model(config, index)
+    )
+    _check_vocabulary(model, tokenizer)
     settings = config.stages[index]
     set_trainable(model, settings.trainable, headless=settings.objective == "contrastive")
     if config.model.gradient_checkpointing:
@@ -153,6 +151,20 @@ def _resume_point(run: Path, index: int, corpora: dict[str, str]) -> Path | None
                 remedy="bring that corpus back, or start over in another `run` folder",
             )
     return folder
+
+
+def _resumed_model(checkpoint_folder: Path) -> tuple[LanguageModel, EmbeddingHead | None, str]:
+    weights = checkpoint_folder / "weights"
+    return *checkpoint.load_stage_result(weights), checkpoint.read_result(weights).base
+
+
+def _check_vocabulary(model: LanguageModel, tokenizer: Any) -> None:
+    vocab_size = backbone(model).config.vocab_size
+    if len(tokenizer) > vocab_size:
+        raise ModelError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model only {vocab_size}",
+            remedy="use the tokenizer that came with the model",
+        )
 
 
 def _initial_model(config: TrainConfig, index: int) -> tuple[LanguageModel, EmbeddingHead | None, str]:

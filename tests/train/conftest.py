@@ -1,6 +1,7 @@
 """Shared by the trainer's tests: a tiny corpus of C functions that are really compiled, and its tokenizer."""
 
 import hashlib
+import json
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -94,6 +95,34 @@ def tiny_tokenizer(tiny_corpus: Path):
         item.text for task in ("completion", "retrieval") for r in records for item in documents(r, task)
     ]
     return train_tokenizer(texts, vocab_size=1024)
+
+
+@pytest.fixture(scope="session")
+def llama_tokenizer_folder(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer in Code Llama's format: BPE with byte fallback, no EOS, no pad token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaTokenizerFast
+
+    from asmtrain.tokens import documents
+
+    records = list(read_split(tiny_corpus, "valid"))
+    texts = [
+        item.text for task in ("completion", "retrieval") for r in records for item in documents(r, task)
+    ]
+    backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, show_progress=False)
+    backend.train_from_iterator(texts, trainer)
+    merges = json.loads(backend.to_str())["model"]["merges"]
+    folder = tmp_path_factory.mktemp("llama")
+    LlamaTokenizerFast(vocab=backend.get_vocab(), merges=[tuple(pair) for pair in merges]).save_pretrained(
+        folder
+    )
+    return folder
 
 
 def _version(command: Sequence[str]) -> str:

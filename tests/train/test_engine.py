@@ -4,7 +4,6 @@ Every combination runs in one pair of processes: starting them costs more than t
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,11 @@ from ranks import on_ranks
 from torch import nn
 
 from asmtrain.config import EmbeddingConfig, Full, Lora, OptimizerConfig, ShapeConfig, TrainConfig
-from asmtrain.data import PairBatches, RowBatch, RowBatches, build_cache
+from asmtrain.data import PairBatches, RowBatches, build_cache
 from asmtrain.embedding import EmbeddingHead
 from asmtrain.engine import Engine
 from asmtrain.losses import info_nce, num_predicted, token_loss_sum
-from asmtrain.model import EmbeddingModel, attach_lora, llama_config, new_model, result_names, set_trainable
+from asmtrain.model import EmbeddingModel, attach_lora, llama_config, new_model, set_trainable
 from asmtrain.objectives import causal_lm_backward, causal_lm_loss, contrastive_backward, contrastive_loss
 from asmtrain.schedule import lr_at
 
@@ -35,7 +34,9 @@ ROWS = {"context": 96, "rows_per_step": 12, "micro_rows": 4, "seed": 0}
 PAIRS = {"functions_per_step": 12, "micro_rows": 4, "max_tokens": 48, "seed": 0}
 
 
-def _config(trainable: Full | Lora, *, zero_stage: int, dtype: str = "fp32", contrastive: bool = False) -> Any:
+def _config(
+    trainable: Full | Lora, *, zero_stage: int, dtype: str = "fp32", contrastive: bool = False
+) -> Any:
     stage = {
         "name": "one",
         "objective": "contrastive" if contrastive else "causal_lm",

@@ -1,6 +1,5 @@
 """Documents and tokenizers: lossless, short, constants whole, and an end token that is always there."""
 
-import json
 import re
 import subprocess
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, LlamaTokenizerFast
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer
 
 from asmtrain.errors import ModelError
 from asmtrain.tokens import documents, load_tokenizer, train_tokenizer
@@ -140,34 +139,11 @@ def test_saved_tokenizer_loads_the_same(tiny_corpus: Path, tiny_tokenizer: Any, 
         assert loaded.pad_token_id == tiny_tokenizer.pad_token_id
 
 
-@pytest.fixture(scope="module")
-def llama_folder(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer in Code Llama's format: BPE with byte fallback, no EOS, no pad token."""
-    backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
-    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, show_progress=False)
-    backend.train_from_iterator(texts_of(tiny_corpus, "valid"), trainer)
-    folder = tmp_path_factory.mktemp("llama")
-    LlamaTokenizerFast(
-        vocab=backend.get_vocab(), merges=[tuple(pair) for pair in _merges(backend)]
-    ).save_pretrained(folder)
-    return folder
-
-
-def _merges(backend: Tokenizer) -> list[Any]:
-    merges: list[Any] = json.loads(backend.to_str())["model"]["merges"]
-    return merges
-
-
 def test_llama_tokenizer_gets_an_end_token_that_stays(
-    tiny_corpus: Path, llama_folder: Path, tmp_path: Path
+    tiny_corpus: Path, llama_tokenizer_folder: Path, tmp_path: Path
 ) -> None:
-    original = AutoTokenizer.from_pretrained(llama_folder)
-    loaded = load_tokenizer(llama_folder)
+    original = AutoTokenizer.from_pretrained(llama_tokenizer_folder)
+    loaded = load_tokenizer(llama_tokenizer_folder)
     loaded.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
     for text in texts_of(tiny_corpus, "test")[:20]:
