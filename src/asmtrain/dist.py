@@ -49,6 +49,7 @@ def joined() -> Iterator[World]:
     rank, size, local_rank = placement(os.environ)
     device = _device(local_rank)
     # DeepSpeed reads these; srun and a single process do not set them.
+    before = dict(os.environ)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local_rank))
     # One process needs no port: its store lives in memory.
     store = c10d.HashStore() if size == 1 else None  # type: ignore[attr-defined]  # exported without a stub
@@ -59,6 +60,11 @@ def joined() -> Iterator[World]:
         yield World(rank, size, local_rank, device)
     finally:
         c10d.destroy_process_group()
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            if name in before:
+                os.environ[name] = before[name]
+            else:
+                del os.environ[name]
 
 
 def placement(environment: Mapping[str, str]) -> tuple[int, int, int]:
@@ -67,16 +73,19 @@ def placement(environment: Mapping[str, str]) -> tuple[int, int, int]:
     Raises:
         LaunchError: some of the variables are missing, or not numbers.
     """
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    names, meeting = ("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("MASTER_ADDR", "MASTER_PORT")
     if "RANK" not in environment and "MASTER_ADDR" in environment and "SLURM_PROCID" in environment:
         names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
     if not any(name in environment for name in names):
         return 0, 1, 0
     try:
         rank, size, local_rank = (int(environment[name]) for name in names)
+        missing = [name for name in meeting if size > 1 and name not in environment]
+        if missing:
+            raise KeyError(missing[0])
     except (KeyError, ValueError) as error:
         raise LaunchError(
-            f"the launcher's variables {', '.join(names)} are incomplete or wrong: {error}",
+            f"the launcher's variables {', '.join((*names, *meeting))} are incomplete or wrong: {error}",
             remedy="start with launch/train.sh, torchrun or srun; unset them for a single process",
         ) from None
     return rank, size, local_rank
