@@ -5,7 +5,7 @@ unit's result is a part under `work/parts`, so a build that was killed or change
 still right.
 Invariant: equal configs, sources and compilers give equal bytes, whatever the number of workers, the order
 in which they finish, or how often the build was killed.
-The cost is compiling; beside it, memory of about 7 KB a function.
+The cost is compiling; beside it, memory of about 5 KB a function.
 """
 
 import json
