@@ -231,7 +231,7 @@ def test_batching_changes_no_vector(run: Path, views: list[str], monkeypatch: py
     alone = np.concatenate([embed_texts(encoder, [text]) for text in views])
     np.testing.assert_allclose(together, alone, atol=1e-6)
     done: list[int] = []
-    monkeypatch.setattr("asmtrain.encoder.TOKENS_PER_BATCH", 100)
+    monkeypatch.setattr("asmtrain.encoder.TOKENS_PER_BATCH", {"cpu": 100, "cuda": 100})
     np.testing.assert_allclose(embed_texts(encoder, views, progress=done.append), alone, atol=1e-6)
     assert sum(done) == len(views)
     assert max(done) * 20 < 100 + 48
