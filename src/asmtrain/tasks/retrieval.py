@@ -204,9 +204,8 @@ def show(rows: Sequence[Row], console: Console) -> None:
     console.print(table)
     console.print(_LEGEND, style="dim")
     for (task, isa, _), group in _grouped(rows, by_pool=False).items():
-        console.print(
-            f"  {_lane_name(task, isa):<18} {_census_line(next(iter(group.values())))}", style="dim"
-        )
+        line = f"  {_lane_name(task, isa):<18} {_census_line(next(iter(group.values())))}"
+        console.print(line, style="dim", soft_wrap=True)
 
 
 def _lane_name(task: str, isa: str) -> str:
@@ -222,7 +221,7 @@ def _census_line(row: Row) -> str:
     return (
         f"{row['query']} to {row['answer']}: {row['num_functions']} - {row['num_short']} short"
         f" - {row['num_identical']} identical - {row['num_duplicate']} duplicate"
-        f" - {row['num_over_limit']} surplus = {row['num_queries']}, of {row['num_projects']} projects"
+        f" - {row['num_over_limit']} surplus = {row['num_queries']} of {row['num_projects']} projects"
     )
 
 
