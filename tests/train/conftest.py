@@ -125,6 +125,17 @@ def llama_tokenizer_folder(tiny_corpus: Path, tmp_path_factory: pytest.TempPathF
     return folder
 
 
+@pytest.fixture(scope="session")
+def exported_run(tiny_tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of random stages (`runs.make_run`) with its three exports in `export/`."""
+    from asmtrain import export
+    from runs import make_run
+
+    run = make_run(tmp_path_factory.mktemp("run"), tiny_tokenizer)
+    assert export.run(run) == 0
+    return run
+
+
 def _version(command: Sequence[str]) -> str:
     run = subprocess.run([command[0], "--version"], capture_output=True, check=True, text=True)
     return run.stdout.splitlines()[0]

@@ -22,10 +22,8 @@ from runs import make_run
 
 
 @pytest.fixture(scope="module")
-def run(tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = make_run(tmp_path_factory.mktemp("run"), tiny_tokenizer)
-    assert export.run(folder) == 0
-    return folder
+def run(exported_run: Path) -> Path:
+    return exported_run
 
 
 @pytest.fixture(scope="module")

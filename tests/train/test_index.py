@@ -18,10 +18,8 @@ from runs import make_run
 
 
 @pytest.fixture(scope="module")
-def model(tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = make_run(tmp_path_factory.mktemp("run"), tiny_tokenizer)
-    export.run(run)
-    return run / "export" / "embedding"
+def model(exported_run: Path) -> Path:
+    return exported_run / "export" / "embedding"
 
 
 @pytest.fixture(scope="module")

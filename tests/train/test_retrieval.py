@@ -11,23 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asmtrain import export
 from asmtrain.errors import ModelError
 from asmtrain.tasks import baselines, completion, pools, retrieval
 from asmtrain.tasks.pools import Lane
 from corpus_builder.errors import EmptyCorpus, ShardError
 from corpus_builder.record import FunctionMeta
 from corpus_builder.shards import read_split
-from runs import make_run
 
 LANE = Lane("O0-O3", "aarch64", "gcc", "aarch64.gcc.o0", "aarch64.gcc.o3")
 
 
 @pytest.fixture(scope="module")
-def exported(tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = make_run(tmp_path_factory.mktemp("run"), tiny_tokenizer)
-    export.run(run)
-    return run / "export"
+def exported(exported_run: Path) -> Path:
+    return exported_run / "export"
 
 
 @pytest.fixture(scope="module")
