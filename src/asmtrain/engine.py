@@ -21,6 +21,8 @@ from asmtrain.dist import World
 from asmtrain.errors import ConfigError, LaunchError
 
 _NEVER = 2**31
+# They follow from rows_per_step, micro_rows and the ranks; another value would weigh the tokens wrongly.
+_DERIVED = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 
 def samples_per_step(stage: StageConfig) -> int:
@@ -48,7 +50,18 @@ def accumulation(stage: StageConfig, world_size: int) -> int:
 
 
 def deepspeed_config(config: TrainConfig, stage: StageConfig, world_size: int) -> dict[str, Any]:
-    """The DeepSpeed dictionary of one stage; the config's `deepspeed` group is merged last."""
+    """The DeepSpeed dictionary of one stage; the config's `deepspeed` group is merged last.
+
+    Raises:
+        ConfigError: that group sets what follows from the stage's own keys.
+        LaunchError: the step cannot be shared out over the ranks.
+    """
+    for key in _DERIVED:
+        if key in config.deepspeed:
+            raise ConfigError(
+                f"deepspeed.{key} is set to {config.deepspeed[key]!r}, but follows from the stages",
+                remedy="set rows_per_step and micro_rows of each stage instead",
+            )
     bf16 = config.model.dtype == "bf16"
     zero: dict[str, Any] = {"stage": config.engine.zero_stage}
     if config.engine.offload_optimizer:
@@ -106,7 +119,6 @@ class Engine:
         self.module = module
         self.world = world
         self.accumulation = accumulation(stage, world.size)
-        self.zero_stage = config.engine.zero_stage
         try:
             self._engine = deepspeed.initialize(
                 model=module,
@@ -118,6 +130,7 @@ class Engine:
                 f"DeepSpeed refuses the configuration: {str(error).splitlines()[0]}",
                 remedy="check `engine` and `deepspeed` in the config",
             ) from error
+        self.zero_stage = int(self._engine.zero_optimization_stage())
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """The module's forward pass."""

@@ -3,7 +3,8 @@
 Invariant: the loss, and so its gradient, is that of all micro-batches of all ranks taken together: a mean
 over tokens for `causal_lm`, over functions with every other function as a negative for `contrastive`. It does
 not depend on how the step was cut into ranks and micro-batches. Cost: one forward and backward pass a
-micro-batch; a contrastive step of several micro-batches takes two forward passes.
+micro-batch. A contrastive step keeps the activations of all its micro-batches; where the model recomputes
+activations, and at ZeRO 3, it keeps those of one at the price of another forward pass.
 
 Shapes: B functions of a micro-batch, N of a rank, M of all ranks, T tokens, D vector length; the two variants
 of a function are the first dimension, 2.
@@ -78,7 +79,8 @@ class Contrastive:
         """Leave one step's gradients in the engine; returns its loss and the tokens read, of all ranks."""
         stage = self._stage
         batches = [to_device(batch, stage.world.device) for batch in self._batches.step(step)]
-        return contrastive_backward(stage.engine, batches, self._embedding.temperature)
+        recompute = stage.run.model.gradient_checkpointing
+        return contrastive_backward(stage.engine, batches, self._embedding.temperature, recompute=recompute)
 
     def valid_loss(self) -> float | None:
         """The loss over `eval_rows` functions of the validation split; None where it has too few."""
@@ -158,15 +160,16 @@ def _token_loss(engine: Engine, batch: RowBatch) -> torch.Tensor:
 
 
 def contrastive_backward(
-    engine: Engine, batches: Sequence[PairBatch], temperature: float
+    engine: Engine, batches: Sequence[PairBatch], temperature: float, *, recompute: bool
 ) -> tuple[float, int]:
     """Gradients of the symmetric InfoNCE over the functions of all ranks and micro-batches.
 
     The loss's gradient with respect to the vectors comes first, then each micro-batch's vectors carry their
-    share of it into the model (GradCache, Gao et al. 2021): negatives are all functions of the step, memory
-    is that of one micro-batch. A single micro-batch is not encoded twice.
+    share of it into the model: negatives are all functions of the step. With `recompute` the vectors are
+    encoded again for that, so that memory is that of one micro-batch (GradCache, Gao et al. 2021).
     """
-    twice = len(batches) > 1
+    # With several forward passes before the backward ones, ZeRO 3 gives wrong gradients and says nothing.
+    twice = len(batches) > 1 and (recompute or engine.zero_stage == 3)
     states, vectors = [], []
     for batch in batches:
         states.append(dist.random_state())

@@ -163,7 +163,10 @@ def _train(world: Any, cache: Any, case: tuple[str, str, int, str]) -> dict[str,
 
     def take(engine: Engine, step: int) -> tuple[float, float]:
         if contrastive:
-            loss, _ = contrastive_backward(engine, batches.step(step), EMBEDDING.temperature)
+            # Both ways: "full" keeps activations, "lora" encodes twice.
+            loss, _ = contrastive_backward(
+                engine, batches.step(step), EMBEDDING.temperature, recompute=kind == "lora"
+            )
         else:
             loss, _ = causal_lm_backward(engine, batches.step(step))
         return loss, engine.step(lr_at(step, OPTIMIZER, STEPS))

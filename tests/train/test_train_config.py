@@ -42,6 +42,12 @@ def test_the_expert_block_is_merged_last() -> None:
     assert derived["gradient_clipping"] == 7
 
 
+def test_the_expert_block_may_not_change_how_tokens_are_weighed() -> None:
+    config = demo("deepspeed.gradient_accumulation_steps=3")
+    with pytest.raises(ConfigError, match=r"deepspeed\.gradient_accumulation_steps is set to 3"):
+        deepspeed_config(config, config.stages[0], 2)
+
+
 def test_bf16_keeps_its_sums_in_fp32() -> None:
     config = demo("model.dtype=bf16", "engine.zero_stage=3", "engine.offload_optimizer=true")
     derived = deepspeed_config(config, config.stages[0], 2)
