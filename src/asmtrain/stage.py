@@ -117,7 +117,7 @@ def _write_new_model(config: TrainConfig, folder: Path) -> None:
 def start_stage(config: TrainConfig, index: int, world: World, tokenizer: Any) -> tuple[Stage, int]:
     """Load a stage's model, from its newest checkpoint or the stage before, and put it under the engine."""
     corpora = {str(part.corpus): load_index(part.corpus).sha256() for part in config.stages[index].data}
-    resume = dist.on_main(lambda: _resume_point(config.run, index, corpora))
+    resume = dist.on_main(lambda: resume_point(config.run, index, corpora))
     torch.manual_seed(config.seed + index)  # the same new weights on every rank
     model, head, base = dist.main_first(
         lambda: _resumed_model(resume) if resume else _initial_model(config, index)
@@ -134,8 +134,12 @@ def start_stage(config: TrainConfig, index: int, world: World, tokenizer: Any) -
     return stage, _go_on(stage, resume) if resume else 0
 
 
-def _resume_point(run: Path, index: int, corpora: dict[str, str]) -> Path | None:
-    """The checkpoint that a stage goes on from, if there is one. On rank 0 alone."""
+def resume_point(run: Path, index: int, corpora: dict[str, str]) -> Path | None:
+    """The checkpoint that a stage goes on from, if there is one. On rank 0 alone.
+
+    Raises:
+        CheckpointError: it was trained on a corpus that has changed since.
+    """
     folder, problems = checkpoint.latest(run)
     for problem in problems:
         print(problem, flush=True)

@@ -2,6 +2,7 @@
 
 import resource
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -153,6 +154,36 @@ def test_another_number_of_ranks_is_refused(tmp_path: Path) -> None:
         checkpoint.read_state(folder, world_size=3)
 
 
+def test_only_the_stage_under_way_goes_on_and_only_on_its_corpus(tmp_path: Path) -> None:
+    from asmtrain.stage import resume_point
+
+    assert resume_point(tmp_path, 0, {}) is None
+    folder = checkpoint.checkpoint_folder(tmp_path, 0, "one", 2)
+    with checkpoint.atomic_folder(folder) as draft:
+        (draft / "weights").mkdir()
+        (draft / "weights" / "result.json").write_text(_result(corpora={"c": "old"}).model_dump_json())
+        checkpoint.write_state(draft, CheckpointState(step=2, world_size=1))
+    assert resume_point(tmp_path, 0, {"c": "old"}) == folder
+    assert resume_point(tmp_path, 1, {"c": "old"}) is None, "the stage before left it"
+    with pytest.raises(CheckpointError, match="corpus c is not the one"):
+        resume_point(tmp_path, 0, {"c": "new"})
+
+
+def _result(**changes: Any) -> StageResult:
+    result = StageResult(
+        name="one",
+        index=0,
+        step=3,
+        objective="causal_lm",
+        trainable=Full(kind="full"),
+        embedding=None,
+        dtype="fp32",
+        base="base",
+        corpora={},
+    )
+    return result.model_copy(update=changes)
+
+
 def test_a_rank_reads_what_it_wrote(tmp_path: Path) -> None:
     folder = saved(tmp_path, 1)
     assert torch.equal(checkpoint.read_rank(folder, 0)["0.weights"], torch.ones(3))
@@ -181,18 +212,7 @@ def test_a_limit_that_safetensors_meets_is_told_the_same_way(tmp_path: Path) -> 
 
 
 def test_a_result_is_read_back_and_a_missing_one_refused(tmp_path: Path) -> None:
-    result = StageResult(
-        name="one",
-        index=0,
-        step=3,
-        objective="causal_lm",
-        trainable=Lora(kind="lora", rank=2),
-        embedding=None,
-        dtype="bf16",
-        base="base",
-        corpora={"corpus": "0" * 64},
-        valid_loss=1.5,
-    )
+    result = _result(trainable=Lora(kind="lora", rank=2), dtype="bf16", valid_loss=1.5)
     (tmp_path / "result.json").write_text(result.model_dump_json())
     assert checkpoint.read_result(tmp_path) == result
     with pytest.raises(CheckpointError, match="holds no stage result"):
@@ -204,17 +224,7 @@ def test_a_run_that_moved_takes_its_base_along(tmp_path: Path) -> None:
     (run / "stages" / "01-one").mkdir(parents=True)
     (run / "base").mkdir()
     (run / "config.yaml").touch()
-    result = StageResult(
-        name="one",
-        index=0,
-        step=3,
-        objective="causal_lm",
-        trainable=Full(kind="full"),
-        embedding=None,
-        dtype="fp32",
-        base="base",
-        corpora={},
-    )
+    result = _result()
     assert checkpoint.base_path(run / "stages" / "01-one", result) == str(run / "base")
     hub = result.model_copy(update={"base": "codellama/CodeLlama-7b-hf"})
     assert checkpoint.base_path(run / "stages" / "01-one", hub) == "codellama/CodeLlama-7b-hf"
