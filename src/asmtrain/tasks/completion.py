@@ -10,10 +10,10 @@ Shapes: B documents, T tokens, V vocabulary.
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import zstandard
@@ -23,14 +23,18 @@ from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
 from asmtrain import terminal
-from asmtrain.losses import token_loss_sum
+from asmtrain.encoder import map_batches
+from asmtrain.losses import IGNORE, token_loss_sum
 from asmtrain.model import load_model
 from asmtrain.tokens import documents, load_tokenizer
 from corpus_builder.errors import EmptyCorpus
 from corpus_builder.record import Variant
 from corpus_builder.shards import atomic_output, load_index, read_split
 
-TOKENS_PER_BATCH = 4096
+TOKENS_PER_BATCH = 2048
+
+Piece: TypeAlias = tuple[list[int], float]
+"""Token ids, and the bytes that they stand for."""
 
 
 @dataclass
@@ -68,9 +72,7 @@ def run(
     cells = _cells(corpus, split, max_functions)
     with terminal.progress_bar("scoring", sum(len(cell.texts) for cell in cells)) as advance:
         for cell in cells:
-            for batch in _batches(cell.texts, tokenizer, max_tokens):
-                _score(cell, lm, batch)
-                advance(len(batch))
+            _score(cell, lm, _batches(cell.texts, tokenizer, max_tokens), advance)
     rows = [_row(cell, split) for cell in cells]
     with atomic_output(output / "completion.json") as stream:
         stream.write((json.dumps(rows, indent=1) + "\n").encode())
@@ -94,16 +96,14 @@ def _cells(corpus: Path, split: str, max_functions: int) -> list[Cell]:
     return [cells[place] for place in sorted(cells)]
 
 
-def _batches(
-    texts: Sequence[str], tokenizer: Any, max_tokens: int
-) -> Iterator[list[tuple[list[int], float]]]:
+def _batches(texts: Sequence[str], tokenizer: Any, max_tokens: int) -> Iterator[list[Piece]]:
     """Token ids and the bytes they stand for, sorted by length, TOKENS_PER_BATCH together at most."""
     whole = tokenizer(list(texts))["input_ids"]
     pieces = [
         (ids[:max_tokens], len(text.encode()) * min(1.0, max_tokens / len(ids)))
         for ids, text in zip(whole, texts, strict=True)
     ]
-    batch: list[tuple[list[int], float]] = []
+    batch: list[Piece] = []
     for piece in sorted(pieces, key=lambda piece: -len(piece[0])):
         if batch and (len(batch) + 1) * len(batch[0][0]) > TOKENS_PER_BATCH:
             yield batch
@@ -113,20 +113,24 @@ def _batches(
         yield batch
 
 
-def _score(cell: Cell, lm: Any, batch: Sequence[tuple[list[int], float]]) -> None:
-    width = len(batch[0][0])
-    ids_BT = torch.zeros(len(batch), width, dtype=torch.long)
-    labels_BT = torch.full_like(ids_BT, -100)
-    for row, (ids, num_bytes) in enumerate(batch):
-        ids_BT[row, : len(ids)] = torch.tensor(ids)
-        labels_BT[row, 1 : len(ids)] = ids_BT[row, 1 : len(ids)]
-        cell.num_documents += 1
-        cell.num_tokens += len(ids) - 1
-        cell.scored_bytes += num_bytes
-    with torch.inference_mode():
+def _score(cell: Cell, lm: Any, batches: Iterator[list[Piece]], advance: Callable[[int], None]) -> None:
+    """Add the loss of a cell's documents to it."""
+
+    def loss_of(batch: list[Piece]) -> tuple[list[Piece], float]:
+        ids_BT = torch.zeros(len(batch), len(batch[0][0]), dtype=torch.long)
+        labels_BT = torch.full_like(ids_BT, IGNORE)
+        for row, (ids, _) in enumerate(batch):
+            ids_BT[row, : len(ids)] = torch.tensor(ids)
+            labels_BT[row, 1 : len(ids)] = ids_BT[row, 1 : len(ids)]
         # Padding stands behind the text, and attention looks back only: no mask is needed.
-        logits_BTV = lm(input_ids=ids_BT, use_cache=False).logits
-        cell.loss += float(token_loss_sum(logits_BTV, labels_BT))
+        return batch, float(token_loss_sum(lm(input_ids=ids_BT, use_cache=False).logits, labels_BT))
+
+    for batch, loss in map_batches(loss_of, batches, torch.device("cpu")):
+        cell.loss += loss
+        cell.num_documents += len(batch)
+        cell.num_tokens += sum(len(ids) - 1 for ids, _ in batch)
+        cell.scored_bytes += sum(num_bytes for _, num_bytes in batch)
+        advance(len(batch))
 
 
 def _row(cell: Cell, split: str) -> dict[str, Any]:
