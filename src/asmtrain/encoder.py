@@ -34,6 +34,9 @@ TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 65536}
 """What fits the second-level cache of a core: 8,192 tokens are a quarter slower, 512 a tenth. A GPU needs
 tens of thousands to be busy."""
 
+_POOLING_MODES = {"mean": "mean_tokens", "max": "max_tokens", "lasttoken": "lasttoken"}
+"""Our names of poolings to those of sentence-transformers."""
+
 BatchT = TypeVar("BatchT")
 ResultT = TypeVar("ResultT")
 Vectors = npt.NDArray[np.float32]

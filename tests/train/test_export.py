@@ -128,7 +128,7 @@ def test_exporting_twice_gives_equal_files(run: Path, tmp_path: Path) -> None:
         assert first == second
 
 
-@pytest.mark.parametrize("pooling", ["mean", "lasttoken"])
+@pytest.mark.parametrize("pooling", ["mean", "max", "lasttoken"])
 def test_bf16_keeps_its_dtype_and_says_what_rounding_cost(
     tiny_tokenizer: Any, views: list[str], tmp_path: Path, pooling: str
 ) -> None:
