@@ -129,7 +129,7 @@ class OptimizerConfig(ConfigModel):
 class EmbeddingConfig(ConfigModel):
     """How a function becomes a vector, and the contrastive loss that trains it."""
 
-    pooling: Literal["mean", "lasttoken"] = "lasttoken"
+    pooling: Literal["mean", "max", "lasttoken"] = "lasttoken"
     dim: Positive = 128
     """Length of the vector."""
     temperature: Annotated[float, Field(gt=0)] = 0.05

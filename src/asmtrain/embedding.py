@@ -7,13 +7,14 @@ Shapes: B functions, T tokens, H hidden size, D vector length. Masks are 1 for t
 either side.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-Pooling = Literal["mean", "lasttoken"]
+Pooling = Literal["mean", "max", "lasttoken"]
 
 
 def mean_pool(hidden_BTH: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
@@ -22,11 +23,23 @@ def mean_pool(hidden_BTH: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
     return (hidden_BTH * weights_BT1).sum(1) / weights_BT1.sum(1).clamp(min=1e-9)
 
 
+def max_pool(hidden_BTH: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    """Greatest value that each hidden dimension takes in any token that is not padding: (B, H)."""
+    return hidden_BTH.masked_fill(mask_BT.unsqueeze(-1) == 0, -torch.inf).amax(1)
+
+
 def last_token_pool(hidden_BTH: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
     """Hidden state of the last token that is not padding: (B, H)."""
     places_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
     last_B = (mask_BT.long() * places_T).argmax(1)
     return hidden_BTH[torch.arange(len(last_B), device=mask_BT.device), last_B]
+
+
+_POOLS: dict[Pooling, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "mean": mean_pool,
+    "max": max_pool,
+    "lasttoken": last_token_pool,
+}
 
 
 class EmbeddingHead(nn.Module):
@@ -43,5 +56,5 @@ class EmbeddingHead(nn.Module):
 
     def forward(self, hidden_BTH: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
         """Unit vectors (B, D), in the dtype of the hidden states."""
-        pool = mean_pool if self.pooling == "mean" else last_token_pool
-        return F.normalize(self.dense(pool(hidden_BTH, mask_BT)), dim=-1)
+        pooled_BH = _POOLS[self.pooling](hidden_BTH, mask_BT)
+        return F.normalize(self.dense(pooled_BH), dim=-1)

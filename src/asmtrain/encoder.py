@@ -188,10 +188,6 @@ def _assembled(
     )
 
 
-_MODES = {"mean": "mean_tokens", "max": "max_tokens", "lasttoken": "lasttoken"}
-"""Our poolings as sentence-transformers' pooling modes."""
-
-
 def _settings(folder: Path) -> dict[str, Any]:
     """Pooling, vector length and longest input, from the sentence-transformers files."""
     try:
@@ -199,7 +195,7 @@ def _settings(folder: Path) -> dict[str, Any]:
         dense = json.loads((folder / "2_Dense" / "config.json").read_bytes())
         transformer = json.loads((folder / "sentence_bert_config.json").read_bytes())
         return {
-            "pooling": next(name for name, mode in _MODES.items() if pooling[f"pooling_mode_{mode}"]),
+            "pooling": next(name for name, mode in _POOLING_MODES.items() if pooling[f"pooling_mode_{mode}"]),
             "dim": dense["out_features"],
             "max_tokens": transformer["max_seq_length"],
         }
@@ -224,7 +220,7 @@ def write_layout(folder: Path, *, hidden_size: int, settings: EmbeddingConfig) -
         "weightedmean_tokens",
         "lasttoken",
     )
-    chosen = _MODES[settings.pooling]
+    chosen = _POOLING_MODES[settings.pooling]
     files: dict[str, Any] = {
         "modules.json": modules,
         "sentence_bert_config.json": {"max_seq_length": settings.max_tokens, "do_lower_case": False},

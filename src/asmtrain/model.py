@@ -31,9 +31,6 @@ ADAPTER_FILE = "adapter_model.safetensors"
 WEIGHTS_FILE = "model.safetensors"
 
 
-_ROWS_PER_PASS = 16
-
-
 class EmbeddingModel(nn.Module):
     """A language model's backbone and the head that turns its hidden states into one unit vector."""
 
@@ -43,20 +40,10 @@ class EmbeddingModel(nn.Module):
         self.head = head
 
     def forward(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
-        """Unit vectors_BD of token ids_BT, padded on the right; `mask_BT` is 0 in padding, else 1.
-
-        Functions of about one length go through the model together: with lengths as they are in a corpus,
-        padding to the longest of the whole batch would double the tokens computed.
-        """
-        lengths_B = mask_BT.sum(1)
-        order_B = lengths_B.argsort()
-        parts = []
-        for rows in torch.split(order_B, _ROWS_PER_PASS):
-            length = int(lengths_B[rows].max())
-            ids, mask = ids_BT[rows, :length], mask_BT[rows, :length]
-            hidden = backbone(self.lm)(input_ids=ids, attention_mask=mask, use_cache=False)
-            parts.append(self.head(hidden.last_hidden_state, mask))
-        return torch.cat(parts)[order_B.argsort()]
+        """Unit vectors_BD of token ids_BT; `mask_BT` is 1 where there is a token, 0 in padding."""
+        hidden = backbone(self.lm)(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
+        vectors: torch.Tensor = self.head(hidden.last_hidden_state, mask_BT)
+        return vectors
 
 
 def backbone(lm: LanguageModel) -> Any:

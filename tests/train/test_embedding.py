@@ -4,7 +4,7 @@ import pytest
 import torch
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
 
-from asmtrain.embedding import EmbeddingHead, last_token_pool, mean_pool
+from asmtrain.embedding import EmbeddingHead, last_token_pool, max_pool, mean_pool
 
 LENGTHS = (1, 4, 6)
 
@@ -25,10 +25,11 @@ def padded(side: str) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
 def test_pooling_ignores_padding(side: str) -> None:
     hidden, mask, alone = padded(side)
     torch.testing.assert_close(mean_pool(hidden, mask), torch.stack([item.mean(0) for item in alone]))
+    assert torch.equal(max_pool(hidden, mask), torch.stack([item.amax(0) for item in alone]))
     assert torch.equal(last_token_pool(hidden, mask), torch.stack([item[-1] for item in alone]))
 
 
-@pytest.mark.parametrize("pooling", ["mean", "lasttoken"])
+@pytest.mark.parametrize("pooling", ["mean", "max", "lasttoken"])
 def test_head_equals_sentence_transformers(pooling: str) -> None:
     hidden, mask, _ = padded("right")
     head = EmbeddingHead(8, 5, pooling=pooling)
