@@ -72,8 +72,9 @@ def _parser() -> argparse.ArgumentParser:
         "show", parents=[corpus_option], help="one function's source beside its assembly"
     )
     show.add_argument("function", help="name or key of a function")
-    show.add_argument("--variants", metavar="A,B", help="two variants; default: one compiler's O0 and O2")
+    show.add_argument("--variants", metavar="A,B", help="names or globs; default: one compiler's O0 and O2")
     show.add_argument("--raw", action="store_true", help="with directives, as the compiler wrote it")
+    show.add_argument("--assembly", action="store_true", help="print the first variant's assembly alone, raw")
     show.set_defaults(handler=_show)
     return parser
 
@@ -148,6 +149,9 @@ def _show(arguments: argparse.Namespace) -> int:
 
     record, others = find_function(arguments.corpus, arguments.function)
     variants = choose_variants(record, arguments.variants)
+    if arguments.assembly:
+        print(record.assembly[variants[0]], end="")
+        return 0
     console().print(side_by_side(record, variants, raw=arguments.raw))
     for key, place in others:
         print(f"also: {key} {place}", file=sys.stderr)

@@ -4,6 +4,7 @@ A key is found by reading up to it; a name is looked for in the whole corpus: se
 """
 
 import difflib
+import fnmatch
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def find_function(corpus: Path, wanted: str) -> tuple[FunctionRecord, list[tuple
 
 
 def choose_variants(record: FunctionRecord, wanted: str | None) -> list[str]:
-    """The variants named in `wanted`, or one compiler's O0 and O2, or what there is instead.
+    """The variants named in `wanted`, a glob meaning the first that matches; or one compiler's O0 and O2.
 
     Raises:
         UserFacingError: the function has no such variant.
@@ -55,12 +56,14 @@ def choose_variants(record: FunctionRecord, wanted: str | None) -> list[str]:
         usual = [str(first._replace(level=level)) for level in ("o0", "o2")]
         present = [variant for variant in usual if variant in record.assembly]
         return list(dict.fromkeys([*present, *there]))[:2]
-    chosen = wanted.split(",")
-    missing = [variant for variant in chosen if variant not in record.assembly]
-    if missing:
-        raise UserFacingError(
-            f"{record.meta.name} has no variant {missing[0]!r}", remedy=f"choose from {', '.join(there)}"
-        )
+    chosen = []
+    for pattern in wanted.split(","):
+        matching = fnmatch.filter(there, pattern)
+        if not matching:
+            raise UserFacingError(
+                f"{record.meta.name} has no variant {pattern!r}", remedy=f"choose from {', '.join(there)}"
+            )
+        chosen.append(matching[0])
     return chosen
 
 

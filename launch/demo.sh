@@ -23,6 +23,25 @@ step "4/6 Evaluate: find functions of projects the model never saw, across level
 fresh $demo/eval/retrieval.json $demo/export/embedding/provenance.json ||
   asmtrain eval retrieval --model $demo/export/embedding --corpus $demo/corpus --output $demo/eval
 
-step "5/6 Search: index every function as gcc -O2 made it; ask with one that clang -O3 made, and its object file"
+step "5/6 Search: index what gcc -O2 made; ask with what clang -O3 made of a function, as text and as an object"
 fresh $demo/index/index.json $demo/export/embedding/provenance.json ||
-  asmtrain embed $demo/corpus --model $demo/export/embedding --output $demo/index
+  asmtrain embed $demo/corpus --model $demo/export/embedding --output $demo/index \
+    --variants '*.gcc*.o2' '*.zig*.o2'
+query=luaH_resize
+corpus-builder show $demo/corpus $query --variants 'aarch64.[cz]*.o3' --assembly >$demo/$query.s
+asmtrain search $demo/$query.s --index $demo/index
+if command -v aarch64-linux-gnu-as >/dev/null; then
+  aarch64-linux-gnu-as $demo/$query.s -o $demo/$query.o
+else
+  python -m ziglang cc -target aarch64-linux-gnu -c $demo/$query.s -o $demo/$query.o
+fi
+asmtrain search $demo/$query.o --index $demo/index
+
+step "6/6 Done in $((SECONDS / 60)) min $((SECONDS % 60)) s"
+cat <<EOF
+corpus       $demo/corpus          corpus-builder show $demo/corpus $query
+training     $demo/train           .venv/bin/tensorboard --logdir $demo/train/tb
+exports      $demo/export/{merged,adapter,embedding}
+evaluation   $demo/eval/retrieval.json, $demo/eval/retrieval.png
+index        $demo/index           .venv/bin/asmtrain search FILE --index $demo/index
+EOF

@@ -173,6 +173,10 @@ def test_show_takes_a_key_and_variants(corpus: Path, call: Call) -> None:
     status, out, _ = call("show", corpus, key, "--variants", f"{prefix}.o0")
     assert status == 0
     assert "static uint32_t step(uint32_t crc)" in out
+    status, out, _ = call("show", corpus, key, "--variants", "*.o0", "--assembly")
+    assert status == 0
+    assert "\t.size\t" in out
+    assert "\u2502" not in out
     status, _, err = call("show", corpus, key, "--variants", f"{prefix}.o0,{prefix}.o9")
     assert status == 2
     assert f"error: step has no variant '{prefix}.o9'" in err
