@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def need() -> Callable[..., None]:
     """`need("clang-19", "qemu-aarch64")` skips the test, naming the tool, where one is absent."""
 

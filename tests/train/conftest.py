@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from functions import c_functions, write_unit
 
 from corpus_builder import asm
 from corpus_builder.record import (
@@ -28,32 +29,6 @@ COMPILERS = {
 }
 """Variant prefix to compiler; those that are not installed are left out."""
 
-# One family of functions per template; the constants N and M make each member another function.
-TEMPLATES = {
-    "sum": (
-        "int {name}(const int *a, int n) {{ int s = {n};"
-        " for (int i = 0; i < n; i++) s += a[i] * {m}; return s; }}"
-    ),
-    "clamp": (
-        "long {name}(long x) {{ if (x < {n}) return {n}; if (x > {n} + {m}) return {m}; return x ^ {n}; }}"
-    ),
-    "find": (
-        "const char *{name}(const char *s) {{"
-        " while (*s && *s != {n} % 64 + 33) s += 1 + ({m} & 1); return s; }}"
-    ),
-    "mix": (
-        "unsigned {name}(unsigned h) {{ h ^= h >> {m} % 15 + 1; h *= {n}u; h ^= h >> 13; return h + {m}u; }}"
-    ),
-    "pick": (
-        "int {name}(int k) {{ switch (k) {{ case 1: return {n}; case 2: return k * {m};"
-        " case 7: return helper(k + {n}); default: return -{m}; }} }}"
-    ),
-    "fill": (
-        "void {name}(struct node *p, int n) {{ for (int i = 0; i < n; i++)"
-        " {{ p[i].value = i * {n}; p[i].next = i + {m} < n ? p + i + {m} : 0; }} }}"
-    ),
-}
-PRELUDE = "struct node { int value; struct node *next; };\nint helper(int);\n"
 FUNCTIONS_OF_SPLIT = {"train": 48, "valid": 12, "test": 12}
 
 
@@ -145,15 +120,9 @@ def _compiled(
     project: str, count: int, *, seed: int, compilers: dict[str, tuple[str, ...]], folder: Path
 ) -> list[FunctionRecord]:
     """Write `count` functions into one C file, compile it in every variant, and join the variants."""
-    kinds = list(TEMPLATES)
-    sources = {
-        f"{kinds[i % len(kinds)]}_{project}_{i}": TEMPLATES[kinds[i % len(kinds)]].format(
-            name=f"{kinds[i % len(kinds)]}_{project}_{i}", n=(i + seed) * 37 + 5, m=(i * seed) % 23 + 2
-        )
-        for i in range(count)
-    }
+    sources = c_functions(project, count, seed=seed)
     folder.mkdir()
-    (folder / "unit.c").write_text(PRELUDE + "\n".join(sources.values()) + "\n")
+    write_unit(folder / "unit.c", sources)
     texts: dict[str, dict[str, str]] = {name: {} for name in sources}
     for prefix, command in compilers.items():
         for level in LEVELS:
