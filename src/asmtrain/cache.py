@@ -116,6 +116,8 @@ def build_cache(
     cache = folder / _cache_name(data, split, tokenizer)
     if not (cache / "cache.json").exists():
         for part in parts[rank::world]:
+            if rank == 0:
+                print(f"tokenising {part.shard} for {data.task}", flush=True)
             _write_part(part, _selection(parts, data.max_functions), data, tokenizer, cache)
         barrier()
         if rank == 0:

@@ -90,6 +90,7 @@ def _make_tokenizer(config: TrainConfig) -> Any:
     settings = config.tokenizer
     total = sum(s.num_functions for s in load_index(settings.corpus).shards if s.split == "train")
     every = max(1, total // settings.max_functions)
+    print(f"learning a tokenizer from {-(-total // every):,} functions of {settings.corpus}", flush=True)
     tasks = sorted({part.task for stage in config.stages for part in stage.data})
     texts = (
         document.text
