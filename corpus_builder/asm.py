@@ -23,6 +23,7 @@ from corpus_builder.spelling import VIEW_TEMPLATES, Template, gaps
 
 ISAS = ("aarch64", "x86_64", "riscv64")
 
+_CFI_END = "\t.cfi_endproc\n"
 _LINES_REMEMBERED = 1 << 16
 _LABEL, _INSTRUCTION, _SECTION = range(3)
 
@@ -33,6 +34,7 @@ Statement = tuple[int, str]
 def split_functions(text: bytes | str) -> dict[str, str]:
     """Cut a unit's assembler text into functions, symbol to raw text from its `.type` line to its `.size`.
 
+    A `.cfi_endproc` behind the `.size` belongs to it, so that each text assembles on its own.
     A function's `.cold` part stands inside its text, where gcc puts it. Clones (`origin`) and aliases, which
     have no text of their own, are left out.
     """
@@ -48,6 +50,8 @@ def split_functions(text: bytes | str) -> dict[str, str]:
             size = text.find(f"\t.size\t{symbol},", line_end)
             if size >= 0 and text.find(f"\n{symbol}:", line_end, size) >= 0:
                 after = text.find("\n", size)
+                if text.startswith(_CFI_END, after + 1):  # clang ends its unwind information behind .size
+                    after += len(_CFI_END)
                 if origin(symbol) == symbol:
                     functions[symbol] = text[start : after + 1]
         start = text.find("\t.type\t", after) if after >= 0 else -1

@@ -7,7 +7,7 @@ export PATH="$PWD/.venv/bin:$PATH"
 demo=${1:-runs/demo}
 corpus_config=${2:-configs/corpus/demo.yaml}
 train_config=${3:-configs/train/demo.yaml}
-query=${4:-luaH_resize}
+query=${4:-luaL_traceback}
 step() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 fresh() { [ -e "$1" ] && [ ! "$2" -nt "$1" ]; } # is $1 there and not older than $2?
 mkdir -p "$demo"
