@@ -7,6 +7,7 @@ used for the download, because it runs the package's build backend to learn a so
 
 import ast
 import base64
+import importlib
 import json
 import os
 import re
@@ -21,7 +22,6 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 from corpus_builder.errors import SourceError
 
-PUBLIC_INDEX = "https://pypi.org/simple"
 _TIMEOUT_S = 60
 _SUFFIXES = (".tar.gz", ".tar.bz2", ".tar.xz", ".tgz", ".tar", ".zip")
 _ACCEPT = "application/vnd.pypi.simple.v1+json, text/html;q=0.1, */*;q=0.01"
@@ -55,8 +55,19 @@ def sdist_url(package: str, version: str) -> str:
 def configured_indexes() -> list[str]:
     """pip's main index and extra ones, from its configuration files and environment variables."""
     settings = _pip_settings()
-    main = settings.get("index-url", PUBLIC_INDEX)
+    main = settings.get("index-url") or _default_index()
     return list(dict.fromkeys([main, *settings.get("extra-index-url", "").split()]))
+
+
+def _default_index() -> str:
+    """The index that pip asks where nothing is configured; pip has no public name for it."""
+    try:
+        return str(importlib.import_module("pip._internal.models.index").PyPI.simple_url)
+    except ImportError:
+        raise SourceError(
+            "no package index is known: pip is not installed beside this Python",
+            remedy="install pip there, or set PIP_INDEX_URL",
+        ) from None
 
 
 def open_url(url: str) -> Any:
