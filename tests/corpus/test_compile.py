@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from compilers import LIMITS, installed, misbehaving
 
+from compilers import LIMITS, installed, misbehaving
 from corpus_builder.compile import compile_unit, function_sizes, preprocess_unit
 from corpus_builder.errors import OutputError, ToolchainError
 from corpus_builder.process import Limits

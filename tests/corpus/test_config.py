@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from samples import write_config
 
 from corpus_builder.config import CorpusConfig, PathSource, load_config
 from corpus_builder.errors import ConfigError
+from samples import write_config
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs" / "corpus").glob("*.yaml"))
 

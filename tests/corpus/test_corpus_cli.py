@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from samples import TINY_FUNCTIONS, a_record, load_corpus_config, write_config
 
 from corpus_builder.cli import main
 from corpus_builder.pipeline import build
 from corpus_builder.shards import CorpusIndex, load_index, write_index, write_shard
+from samples import TINY_FUNCTIONS, a_record, load_corpus_config, write_config
 
 HEAVY = [
     "ray",

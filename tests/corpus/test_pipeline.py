@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from samples import TINY, TINY_FUNCTIONS, a_config, shard_hashes, write_config
 
 from corpus_builder.config import CorpusConfig, load_config
 from corpus_builder.errors import EmptyCorpus
@@ -21,6 +20,7 @@ from corpus_builder.plan import Progress, plan_build
 from corpus_builder.record import FunctionRecord
 from corpus_builder.shards import CorpusIndex, load_index, read_split
 from corpus_builder.verify import verify_corpus
+from samples import TINY, TINY_FUNCTIONS, a_config, shard_hashes, write_config
 
 BUILD = [sys.executable, "-m", "corpus_builder.cli", "build"]
 

@@ -4,7 +4,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from samples import a_record
 
 from corpus_builder.errors import ShardError
 from corpus_builder.record import (
@@ -15,6 +14,7 @@ from corpus_builder.record import (
     record_from_members,
     record_members,
 )
+from samples import a_record
 
 
 def test_a_record_survives_its_members() -> None:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from samples import a_record
 
 from corpus_builder.errors import EmptyCorpus, OutputError, ShardError
 from corpus_builder.record import FunctionRecord
@@ -24,6 +23,7 @@ from corpus_builder.shards import (
     write_shard,
 )
 from corpus_builder.verify import verify_corpus
+from samples import a_record
 
 NUM_RECORDS = 300
 FORMATS = ["tar.zst", "tar"]

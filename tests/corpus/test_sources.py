@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import TINY, a_project
 
 from corpus_builder.errors import ConfigError, OutputError, SourceError, TamperedSource
 from corpus_builder.package_index import configured_indexes, sdist_url, without_credentials
 from corpus_builder.sources import content_sha256, fetch, units_of
+from samples import TINY, a_project
 
 MEMBERS = {"demo-1.0/src/a.c": "int a;", "demo-1.0/src/sub/b.c": "int b;", "demo-1.0/include/a.h": ""}
 

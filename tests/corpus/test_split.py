@@ -1,11 +1,11 @@
 from collections import Counter
 
 import pytest
-from samples import a_project
 
 from corpus_builder.config import Project, SplitConfig
 from corpus_builder.errors import ConfigError
 from corpus_builder.split import assign_splits
+from samples import a_project
 
 
 def projects(number: int) -> list[Project]:

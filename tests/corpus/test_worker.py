@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from compilers import LIMITS, installed, misbehaving
 
+from compilers import LIMITS, installed, misbehaving
 from corpus_builder import asm
 from corpus_builder.config import Project
 from corpus_builder.record import FunctionRecord, Unit, UnitResult, function_key

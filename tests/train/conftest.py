@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from functions import c_functions, write_unit
 
 from corpus_builder import asm
 from corpus_builder.record import (
@@ -19,6 +18,7 @@ from corpus_builder.record import (
     function_key,
 )
 from corpus_builder.shards import CorpusIndex, read_split, write_index, write_shard
+from functions import c_functions, write_unit
 
 LEVELS = ("O0", "O1", "O2", "O3", "Os")
 COMPILERS = {

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+
 from functions import c_functions, write_unit
 from test_train import run_config
 

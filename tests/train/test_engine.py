@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import on_ranks
 from torch import nn
 
 from asmtrain.config import EmbeddingConfig, Full, Lora, OptimizerConfig, ShapeConfig, TrainConfig
@@ -20,6 +19,7 @@ from asmtrain.losses import info_nce, num_predicted, token_loss_sum
 from asmtrain.model import EmbeddingModel, attach_lora, llama_config, new_model, set_trainable
 from asmtrain.objectives import causal_lm_backward, causal_lm_loss, contrastive_backward, contrastive_loss
 from asmtrain.schedule import lr_at
+from ranks import on_ranks
 
 SHAPE = ShapeConfig(
     vocab_size=1024, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4, num_kv_heads=2

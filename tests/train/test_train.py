@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from ranks import finish_ranks, start_ranks
 from safetensors.torch import load_file
+
+from ranks import finish_ranks, start_ranks
 
 REPOSITORY = Path(__file__).parents[2]
 LINE = re.compile(

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from ranks import finish_ranks, start_ranks
 from safetensors.torch import load_file
-from test_train import run_config
 
 from asmtrain import cli
 from asmtrain.config import ShapeConfig
 from asmtrain.model import llama_config, new_model
+from ranks import finish_ranks, start_ranks
+from test_train import run_config
 
 REPOSITORY = Path(__file__).parents[2]
 LORA = {"kind": "lora", "rank": 4, "alpha": 8, "unfreeze": ["lm_head"]}
