@@ -6,6 +6,7 @@ them, so that `--help` answers at once.
 """
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -180,5 +181,18 @@ def _doctor(options: argparse.Namespace) -> int:
     return doctor.run()
 
 
+def entry() -> None:
+    """The command: run, flush, and leave at once.
+
+    Threads of the communication library can outlive their group; at the interpreter's own exit they were
+    seen to abort a rank ("terminate called") whose run was complete and saved.
+    """
+    code = main()
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()
