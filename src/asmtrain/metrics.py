@@ -70,6 +70,10 @@ class Metrics:
             name = self._stage.name
             self._events.add_scalar(f"{name}/valid_loss", valid_loss, self._before + self._stage.steps)
             print(f"{name}: validation loss {valid_loss:.4f}", flush=True)
+        self.close()
+
+    def close(self) -> None:
+        """Hand what TensorBoard still holds back to its file."""
         self._events.close()
 
 

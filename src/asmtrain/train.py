@@ -65,6 +65,8 @@ def _train(stage: Stage, first: int, warnings: list[int]) -> bool:
         if warned or ((step + 1) % every == 0 and step + 1 < config.steps):
             save_checkpoint(stage, step + 1)
         if warned:
+            if metrics:
+                metrics.close()
             return False
     valid_loss = objective.valid_loss() if config.eval_rows else None
     save_result(stage, valid_loss)
