@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from corpus_builder.errors import ConfigError
 
 LEVELS = ("O0", "O1", "O2", "O3", "Os")
+OPTIMISATIONS = ("O0", "O1", "O2", "O3", "Os", "Oz", "Ofast", "Og")
 SPLITS = ("train", "valid", "test")
 
 ConfigT = TypeVar("ConfigT", bound="ConfigModel")
-Level = Literal["O0", "O1", "O2", "O3", "Os"]
+Level = Annotated[str, Field(pattern=rf"^({'|'.join(OPTIMISATIONS)})(-[a-z0-9]+)*$")]
+"""An -O level, alone or with a flag set of the toolchain file: `O2`, `O2-no-inline`."""
+Isa = Literal["aarch64", "x86_64", "riscv64"]
 Split = Literal["train", "valid", "test"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -54,7 +57,28 @@ class PathSource(ConfigModel):
     path: Path
 
 
-Source = Annotated[PypiSource | ArchiveSource | PathSource, Field(discriminator="kind")]
+class GitSource(ConfigModel):
+    """One commit of a git repository."""
+
+    kind: Literal["git"]
+    url: str
+    """Anything `git fetch` takes: a URL, or a local repository."""
+    commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}([0-9a-f]{24})?$")]
+    """The full hash; a branch or a tag may move."""
+
+
+class DebianSource(ConfigModel):
+    """A Debian or Ubuntu source package at one version, with its patches applied."""
+
+    kind: Literal["debian"]
+    package: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
+    version: str
+    """As in `apt-cache showsrc`, with epoch and revision: `1:1.2.13.dfsg-1`."""
+
+
+Source = Annotated[
+    PypiSource | ArchiveSource | PathSource | GitSource | DebianSource, Field(discriminator="kind")
+]
 
 
 class Recipe(ConfigModel):
@@ -76,18 +100,51 @@ class Recipe(ConfigModel):
     """Files to write before compiling, path to text: such as the config.h its configure would have made."""
 
 
+class Build(ConfigModel):
+    """How to run a project's own build, once for each instruction set, to learn its compile commands."""
+
+    system: Literal["auto", "autotools", "cmake", "meson", "kbuild", "make", "commands"] = "auto"
+    """The build system; `auto` looks at the files of the source, `commands` runs those given below."""
+    folder: str = "."
+    """Folder inside the source that holds configure, CMakeLists.txt, meson.build or Makefile; globs allowed."""
+    configure: tuple[str, ...] = ()
+    """More arguments for configure, cmake, meson setup, or the kbuild target (such as `defconfig`)."""
+    make: tuple[str, ...] = ()
+    """More arguments for make or the like: targets, variables."""
+    commands: tuple[str, ...] = ()
+    """Shell lines to run instead, with $CC, $AR, $HOST, $CROSS_COMPILE and $JOBS set."""
+    cross: bool = True
+    """Whether to build for each instruction set; false builds once, for this machine, and re-targets."""
+
+
 class Project(ConfigModel):
     """One codebase at one pinned version: the unit of the train/valid/test split."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
-    version: str
+    version: str = ""
     """Version of the C library itself, which is not always that of the package that carries it."""
-    license: str
-    """SPDX expression."""
+    license: str = ""
+    """SPDX expression; may be left out for `debian`, whose copyright file is read."""
     source: Source
-    recipe: Recipe
+    recipe: Recipe | None = None
+    """Which files to compile, for a project that is not built by its own build system."""
+    build: Build | None = None
+    """How to run the project's own build; the default where neither of the others is given."""
+    compile_commands: str | None = None
+    """A compile_commands.json (CMake's, Bear's) inside the source, of a build that was already made."""
     split: Split | None = None
-    """Fixes the project's split; without it the project's name decides."""
+    """Fixes the project's split; without it the lineage's name decides."""
+    lineage: str = ""
+    """Projects of one lineage share a split; without it, projects that share files are found by themselves."""
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> "Project":
+        ways = [name for name in ("recipe", "build", "compile_commands") if getattr(self, name) is not None]
+        if len(ways) > 1:
+            raise ValueError(f"give one of recipe, build and compile_commands, not {' and '.join(ways)}")
+        if self.source.kind != "debian" and not (self.version and self.license):
+            raise ValueError("version and license are required, except for a debian source")
+        return self
 
 
 class SplitConfig(ConfigModel):
@@ -117,6 +174,17 @@ class LimitsConfig(ConfigModel):
     output_mib: Annotated[int, Field(gt=0)] = 256
 
 
+class BuildLimitsConfig(ConfigModel):
+    """What the build of one project for one instruction set may use before it is stopped."""
+
+    time_s: Annotated[float, Field(gt=0)] = 1800.0
+    memory_mib: Annotated[int, Field(gt=0)] = 4096
+    """Address space of each process."""
+    processes: Annotated[int, Field(gt=0)] = 512
+    disk_mib: Annotated[int, Field(gt=0)] = 8192
+    """Size of the build's folder, source included."""
+
+
 class ShardConfig(ConfigModel):
     """How shards are cut and compressed."""
 
@@ -124,6 +192,10 @@ class ShardConfig(ConfigModel):
     """Functions per shard."""
     zstd_level: Annotated[int, Field(ge=1, le=19)] = 9
     format: Literal["tar.zst", "tar"] = "tar.zst"
+    text: Literal["raw", "clean"] = "raw"
+    """What `.s` members hold: the compiler's own lines, or instructions and labels alone (`asm.clean`)."""
+    members: tuple[Literal["ll", "object", "lines"], ...] = ()
+    """Optional members: LLVM IR before optimisation, code bytes with relocations, source line per instruction."""
 
 
 class CorpusConfig(ConfigModel):
@@ -137,13 +209,18 @@ class CorpusConfig(ConfigModel):
     toolchains: tuple[str, ...]
     """Entries of `toolchain_file`; `aarch64.gcc` takes the first gcc for aarch64 there that is installed."""
     toolchain_file: Path = Path("configs/toolchains.yaml")
-    levels: tuple[Level, ...] = LEVELS  # type: ignore[assignment]  # the tuple spells out the same literals
+    levels: tuple[Level, ...] = LEVELS
     workers: Annotated[int, Field(ge=0)] = 0
     """Units compiled at a time; 0 is one per CPU of the Ray cluster."""
     projects: tuple[Project, ...]
     split: SplitConfig = SplitConfig()
     dedup: DedupConfig = DedupConfig()
     limits: LimitsConfig = LimitsConfig()
+    build_limits: BuildLimitsConfig = BuildLimitsConfig()
+    sandbox: Literal["bwrap", "none"] = "bwrap"
+    """Where projects' own builds run: bubblewrap, without a network; or unprotected, as you."""
+    licenses: Literal["all", "permissive"] = "all"
+    """`permissive` leaves out projects and files under copyleft, unknown or no licences."""
     shards: ShardConfig = ShardConfig()
 
     @field_validator("projects")

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from corpus_builder.errors import ShardError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Variant(NamedTuple):
@@ -63,6 +63,12 @@ class VariantMeta(_Meta):
     num_instructions: int
     code_bytes: int
     """Size of the function's symbol in the assembled object."""
+    symbol: str
+    """What the text is of: the function's name, or that of its clone (`f.constprop.0`) where only it is left."""
+    clones: tuple[str, ...] = ()
+    """The function's other symbols (`f.part.0`); their texts are the member `<variant>.clones.s`."""
+    inlined: tuple[str, ...] = ()
+    """Functions that the compiler inlined into this one, as it reported them; sorted."""
 
 
 class FunctionMeta(_Meta):
@@ -73,6 +79,9 @@ class FunctionMeta(_Meta):
     version: str
     source: SourceMeta
     license: str
+    """SPDX expression of the project."""
+    file_license: str
+    """SPDX expression in the file's own header; empty where it says none."""
     split: str
     unit: str
     """The C file whose compilation gave the assembly, relative to the project's root."""
@@ -100,6 +109,8 @@ class FunctionRecord:
     source: str
     assembly: Mapping[str, str]
     """Variant name to assembly text, the same names as `meta.variants`."""
+    extras: Mapping[str, bytes] = field(default_factory=dict)
+    """Further members, extension to bytes: `<variant>.clones.s`, and those that a config asks for."""
 
 
 def function_key(project: str, file: str, line: int, name: str) -> str:
@@ -115,6 +126,7 @@ def record_members(record: FunctionRecord) -> dict[str, bytes]:
     }
     for variant in sorted(record.assembly):
         members[f"{variant}.s"] = record.assembly[variant].encode()
+    members.update(sorted(record.extras.items()))
     return members
 
 
@@ -127,7 +139,9 @@ def record_from_members(key: str, members: Mapping[str, bytes]) -> FunctionRecor
     try:
         meta = FunctionMeta.model_validate_json(members["json"])
         assembly = {variant: members[f"{variant}.s"].decode() for variant in meta.variants}
-        return FunctionRecord(key, meta, members["c"].decode(), assembly)
+        known = {"json", "c", *(f"{variant}.s" for variant in meta.variants)}
+        extras = {name: body for name, body in members.items() if name not in known}
+        return FunctionRecord(key, meta, members["c"].decode(), assembly, extras)
     except KeyError as error:
         raise ShardError(f"sample {key} lacks its member {error.args[0]!r}", remedy=_REBUILD) from None
     except (ValidationError, UnicodeDecodeError) as error:
@@ -140,26 +154,40 @@ _REBUILD = "build the corpus again, or check its schema version against this rel
 
 
 @dataclass(frozen=True)
+class Command:
+    """How a project's build compiles one C file for one instruction set."""
+
+    root: Path
+    """The project's folder after that build, absolute; no other folder of this machine is in a result."""
+    cwd: str
+    """Where the compiler was run, relative to `root`."""
+    input: str
+    """The C file as the command named it: relative to `cwd`."""
+    flags: tuple[str, ...]
+    """Everything but the compiler, the -O level, input and output; `{root}` stands for the project's folder."""
+
+
+@dataclass(frozen=True)
 class Unit:
-    """One C translation unit with the flags its project compiles it with."""
+    """One C translation unit with the commands its project compiles it with."""
 
     project: str
-    root: Path
-    """The project's folder; the compiler's working directory."""
     file: str
-    """Relative to `root`."""
-    flags: tuple[str, ...]
-    """Everything but the compiler, the -O level, input and output."""
+    """Relative to the project's folder."""
+    commands: Mapping[str, Command]
+    """ISA to command."""
     size_bytes: int
     """Of the file, to start the longest first."""
+    number: int = 1
+    """Counts the ways in which the project compiles this file."""
 
     @property
     def id(self) -> str:
         """Unique in a build."""
-        return f"{self.project}/{self.file}"
+        return f"{self.project}/{self.file}" + (f"#{self.number}" if self.number > 1 else "")
 
 
-FailureStage = Literal["preprocess", "compile", "assemble", "parse"]
+FailureStage = Literal["source", "capture", "preprocess", "compile", "assemble", "parse"]
 FailureCause = Literal["error", "timeout", "memory", "crash", "output", "no_source", "internal"]
 
 
@@ -168,7 +196,7 @@ class Failure:
     """Something that did not compile: counted and reported, never raised."""
 
     unit: str
-    """`Unit.id`."""
+    """`Unit.id`; the project's name where no unit was reached."""
     variant: str
     """Variant name; the toolchain's name where no level was reached; empty where no compiler was."""
     stage: FailureStage
