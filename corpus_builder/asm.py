@@ -15,9 +15,10 @@ one lookup in a bounded table, and only new ones meet the regular expressions.
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import count
+from typing import NamedTuple
 
 from corpus_builder.spelling import VIEW_TEMPLATES, Template, gaps
 
@@ -38,6 +39,11 @@ def split_functions(text: bytes | str) -> dict[str, str]:
     A function's `.cold` part stands inside its text, where gcc puts it. Clones (`origin`) and aliases, which
     have no text of their own, are left out.
     """
+    return {symbol: body for symbol, body in split_symbols(text).items() if origin(symbol) == symbol}
+
+
+def split_symbols(text: bytes | str) -> dict[str, str]:
+    """The same with the clones that a compiler made (`f.isra.0`, `f.part.0`), in the order of the text."""
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
     functions = {}
@@ -52,10 +58,36 @@ def split_functions(text: bytes | str) -> dict[str, str]:
                 after = text.find("\n", size)
                 if text.startswith(_CFI_END, after + 1):  # clang ends its unwind information behind .size
                     after += len(_CFI_END)
-                if origin(symbol) == symbol:
-                    functions[symbol] = text[start : after + 1]
+                functions[symbol] = text[start : after + 1]
         start = text.find("\t.type\t", after) if after >= 0 else -1
     return functions
+
+
+class Emitted(NamedTuple):
+    """What a compiler made of one C function."""
+
+    symbol: str
+    """What the text is of: the function's name, or its clone's where only clones are left."""
+    text: str
+    clones: dict[str, str]
+    """The function's other symbols and their texts, in the order of the unit."""
+
+
+def join_clones(symbols: Mapping[str, str]) -> dict[str, Emitted]:
+    """C function to its text and its clones, from what `split_symbols` found.
+
+    Where the function itself is gone, the first clone with the whole body stands for it: no `.part`, if
+    there is another.
+    """
+    families: dict[str, dict[str, str]] = {}
+    for symbol, text in symbols.items():
+        families.setdefault(origin(symbol), {})[symbol] = text
+    joined = {}
+    for name, family in families.items():
+        main = name if name in family else min(family, key=lambda symbol: ".part." in symbol)
+        clones = {symbol: text for symbol, text in family.items() if symbol != main}
+        joined[name] = Emitted(main, family[main], clones)
+    return joined
 
 
 def origin(symbol: str) -> str:
@@ -105,6 +137,26 @@ def view_sha256(text: str, isa: str) -> str:
     return hashlib.sha256(view(text, isa).encode()).hexdigest()
 
 
+def line_numbers(text: str, isa: str) -> list[tuple[int, int]]:
+    """File number and line of each instruction of `clean(text)`, from the `.loc` lines that -g1 gives.
+
+    (0, 0) stands before the first of them.
+    """
+    numbers: list[tuple[int, int]] = []
+    place = (0, 0)
+    in_code = True
+    for line in _without_block_comments(text).split("\n"):
+        if loc := _LOC.match(line):
+            place = (int(loc[1]), int(loc[2]))
+            continue
+        for kind, value in _parse_line(line, isa):
+            if kind == _SECTION:
+                in_code = value == "code"
+            elif in_code and kind == _INSTRUCTION:
+                numbers.append(place)
+    return numbers
+
+
 def num_instructions(clean_text: str) -> int:
     """Instructions in a `clean` or `view` text."""
     return sum(1 for line in clean_text.split("\n") if line and not line.endswith(":"))
@@ -114,6 +166,7 @@ def num_instructions(clean_text: str) -> int:
 
 _TYPE = re.compile(r'\s*\.type\s+"?([^,\s"]+)"?\s*,\s*[@%]function')
 _STRING_OR_COMMENT = re.compile(r'"(?:\\.|[^"\\\n])*"|/\*.*?\*/', re.DOTALL)
+_LOC = re.compile(r"\s*\.loc\s+(\d+)\s+(\d+)")
 _STRING = re.compile(r'"(?:\\.|[^"\\])*"')
 _STRING_TO_HIDE = re.compile("[;#/:]")
 _LINE_COMMENT = {
@@ -154,12 +207,10 @@ def _function(text: str, isa: str) -> tuple[str, list[Statement]]:
 def _statements(text: str, isa: str) -> list[Statement]:
     if isa not in ISAS:
         raise ValueError(f"unknown ISA {isa!r}; known are {', '.join(ISAS)}")
-    if "/*" in text:
-        text = _STRING_OR_COMMENT.sub(lambda match: match[0] if match[0][0] == '"' else " ", text)
     found: list[Statement] = []
     in_code = True
     has_numbers = False
-    for line in text.split("\n"):
+    for line in _without_block_comments(text).split("\n"):
         for statement in _parse_line(line, isa):
             kind, value = statement
             if kind == _SECTION:
@@ -169,6 +220,12 @@ def _statements(text: str, isa: str) -> list[Statement]:
                 if kind == _LABEL and value.isdigit():
                     has_numbers = True
     return _resolve_numbers(found) if has_numbers else found
+
+
+def _without_block_comments(text: str) -> str:
+    if "/*" not in text:
+        return text
+    return _STRING_OR_COMMENT.sub(lambda match: match[0] if match[0][0] == '"' else " ", text)
 
 
 @lru_cache(_LINES_REMEMBERED)

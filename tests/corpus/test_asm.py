@@ -160,6 +160,29 @@ def test_clones_cold_parts_and_aliases_are_not_functions(tmp_path: Path) -> None
         assert set(asm.split_functions(compiled(name, "-O1", folder=tmp_path, source=aliased))) == {"real"}
 
 
+def test_clones_are_joined_to_their_origin() -> None:
+    symbols = asm.split_symbols((GOLDEN / "x86_64" / "cold_and_clones.gcc.o3.s").read_text())
+    clones = [symbol for symbol in symbols if symbol.startswith("scale.")]
+    assert sorted(clones) == ["scale.constprop.0", "scale.constprop.1"]
+    joined = asm.join_clones(symbols)
+    assert set(joined) == {"slow", "scale", "use", "checked"}
+    assert joined["scale"] == (clones[0], symbols[clones[0]], {clones[1]: symbols[clones[1]]})
+    assert joined["use"] == ("use", symbols["use"], {})
+
+
+@pytest.mark.parametrize(
+    ("symbols", "main", "clones"),
+    [
+        (["f.part.0", "f"], "f", ["f.part.0"]),
+        (["f.part.0", "f.isra.0", "f.constprop.1"], "f.isra.0", ["f.part.0", "f.constprop.1"]),
+        (["f.part.0"], "f.part.0", []),
+    ],
+)
+def test_what_stands_for_a_function(symbols: list[str], main: str, clones: list[str]) -> None:
+    (emitted,) = asm.join_clones({symbol: f"text of {symbol}" for symbol in symbols}).values()
+    assert (emitted.symbol, emitted.text, list(emitted.clones)) == (main, f"text of {main}", clones)
+
+
 def test_a_cold_part_belongs_to_the_clean_text_alone() -> None:
     text = asm.split_functions((GOLDEN / "x86_64" / "cold_and_clones.gcc.o3.s").read_text())["checked"]
     assert "checked.cold:" in asm.clean(text, "x86_64")
