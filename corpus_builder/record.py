@@ -6,6 +6,7 @@ bytes depend on nothing but the record, so equal records give equal shards.
 """
 
 import hashlib
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -188,7 +189,9 @@ class Unit:
 
 
 FailureStage = Literal["source", "capture", "preprocess", "compile", "assemble", "parse"]
-FailureCause = Literal["error", "timeout", "memory", "crash", "output", "no_source", "internal"]
+FailureCause = Literal[
+    "error", "timeout", "memory", "crash", "output", "processes", "disk", "no_source", "internal"
+]
 
 
 @dataclass(frozen=True)
@@ -206,6 +209,15 @@ class Failure:
     command: str
     tail: str
     """Last lines of what the command said."""
+
+
+def internal_failure(unit: Unit, variant: str, error: Exception) -> Failure:
+    """A mistake of ours, kept as a row with the place it happened."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    tail = f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno} {last.name})"
+    return Failure(
+        unit=unit.id, variant=variant, stage="parse", cause="internal", exit=0, command="", tail=tail
+    )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,11 @@
 In: names such as `aarch64.gcc` and a toolchain file (configs/toolchains.yaml, which explains its keys). Out:
 `Toolchain` values whose compiler has been run on a file with a system header, so that a missing compiler, or
 one without the target's C headers, shows before a build and not as thousands of failures.
+
+A unit is compiled in two steps, so that the second needs nothing but the compiler: `preprocess_argv` makes one
+text for each macro class, and `compile_argv` compiles that text at each level of the class. For gcc the text
+keeps its macros (`-fdirectives-only`): with them expanded, gcc 12 numbers labels otherwise at -O0. clang's text
+is its plain `-E` output. Either way the assembly is the one of the direct command, byte for byte.
 Invariant: an argument list names no folder but the project's root, and the environment is the same
 everywhere, so equal compilers give equal bytes on every machine.
 Cost: a probe runs the compiler two or three times, 0.1 s.
@@ -14,15 +19,16 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from corpus_builder.config import ConfigModel, load_config
+from corpus_builder.config import ConfigModel, Isa, load_config
 from corpus_builder.errors import ToolchainError
 from corpus_builder.process import Limits, run
-from corpus_builder.record import Unit
+from corpus_builder.record import Command
 
 Family = Literal["gcc", "clang", "zig"]
 
@@ -31,19 +37,45 @@ _PROBE_SOURCE = '#include <stdio.h>\nint probe(void) { return puts(""); }\n'
 
 # Kept in records. -w silences warnings, and with them -Werror; it moves no code, where dropping -W flags can.
 _COMMON_FLAGS = ("-w", "-ffile-prefix-map={root}=.")
+# Errors of newer compilers that were warnings when most C was written; -w then silences them.
+_TOLERANT = tuple(
+    f"-Wno-error={name}"
+    for name in (
+        "implicit-function-declaration",
+        "implicit-int",
+        "int-conversion",
+        "incompatible-function-pointer-types",
+    )
+)
 _FAMILY_FLAGS: dict[Family, tuple[str, ...]] = {
     "gcc": (),
     # After a crash clang would preprocess again and leave a reproducer in /tmp. GNU as has no .addrsig, which
     # only tells a linker what it may fold.
-    "clang": ("-fno-crash-diagnostics", "-fno-addrsig"),
-    "zig": ("-fno-crash-diagnostics", "-fno-addrsig"),
+    "clang": ("-fno-crash-diagnostics", "-fno-addrsig", *_TOLERANT),
+    "zig": ("-fno-crash-diagnostics", "-fno-addrsig", *_TOLERANT),
 }
+
+_PREPROCESS: dict[Family, tuple[str, ...]] = {
+    "gcc": ("-E", "-fdirectives-only", "-fno-working-directory"),
+    "clang": ("-E",),
+    "zig": ("-E",),
+}
+_PREPROCESSED: dict[Family, tuple[str, ...]] = {
+    "gcc": ("-x", "cpp-output", "-fpreprocessed", "-fdirectives-only"),
+    "clang": ("-x", "cpp-output"),
+    "zig": ("-x", "cpp-output"),
+}
+# The levels at which compilers predefine the same macros, by the level that stands for them (gcc, clang).
+_MACRO_CLASS = {"O1": "O2", "O2": "O2", "O3": "O2", "Og": "O2", "Os": "Os", "Oz": "Os"}
+
+# What decides nothing about a compiler's own options, and may not stand alone.
+_NOT_PROBED = ("-I", "-D", "-U", "-W", "-include", "-isystem", "-iquote", "-idirafter", "-imacros", "-i")
 
 
 class ToolchainEntry(ConfigModel):
     """One compiler family for one instruction set, as the toolchain file gives it."""
 
-    isa: Literal["aarch64", "x86_64", "riscv64"]
+    isa: Isa
     family: Family
     versions: tuple[int, ...] = ()
     """Major versions, preferred first; empty takes any and names it by what the compiler says."""
@@ -61,10 +93,19 @@ class ToolchainEntry(ConfigModel):
         return apt.replace("-{version}", "" if version is None else f"-{version}")
 
 
+class FlagSet(ConfigModel):
+    """Flags added to a level: `O2-no-inline` is -O2 with those of the flag set `no-inline`."""
+
+    flags: tuple[str, ...]
+    isas: tuple[Isa, ...] = ("aarch64", "x86_64", "riscv64")
+    """Instruction sets that have it; for others the level is left out."""
+
+
 class ToolchainFile(ConfigModel):
     """A toolchain file."""
 
     toolchains: tuple[ToolchainEntry, ...]
+    flag_sets: dict[str, FlagSet] = {}
 
 
 @dataclass(frozen=True)
@@ -82,37 +123,60 @@ class Toolchain:
     """Always passed, before those of the unit; `{root}` stands for the project's folder."""
     version: str
     """First line of --version."""
+    triple: str = ""
     assembler: tuple[str, ...] = ()
     """Takes the text in place of the compiler's own; empty for none."""
     emulator: tuple[str, ...] = ()
+    flag_sets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Those that this instruction set has, by name."""
 
     @property
     def id(self) -> str:
         """`aarch64.gcc12`: the prefix of its variants' names."""
         return f"{self.isa}.{self.compiler}"
 
-    def arguments(self, unit: Unit, level: str) -> tuple[str, ...]:
+    def levels(self, wanted: Sequence[str]) -> list[str]:
+        """The levels among `wanted` whose flag set this toolchain has."""
+        return [level for level in wanted if "-" not in level or _flag_set(level) in self.flag_sets]
+
+    def macro_class(self, level: str) -> str:
+        """The level that stands for all which predefine the same macros."""
+        base, dash, name = level.partition("-")
+        return _MACRO_CLASS.get(base, base) + dash + name
+
+    def arguments(self, command: Command, level: str) -> tuple[str, ...]:
         """What a record keeps: all arguments but input and output, the project's folder written as `.`."""
-        flags = (*self.target, *self.flags, *unit.flags, f"-{level}")
-        return tuple(flag.replace("{root}", ".").replace(str(unit.root), ".") for flag in flags)
+        flags = (*self.target, *self.flags, *self._accepted(command), *self._level_flags(level))
+        return tuple(flag.replace("{root}", ".") for flag in flags)
 
-    def preprocess_argv(self, unit: Unit, level: str) -> list[str]:
-        """Preprocess to standard output, with line markers."""
-        return [*self._prefix(unit, level), "-E", unit.file]
+    def direct_argv(self, command: Command, level: str) -> list[str]:
+        """The direct compilation in the project's own folder, without input's and output's options."""
+        flags = (*self.target, *self.flags, *self._accepted(command), *self._level_flags(level))
+        return [*self.command, *(flag.replace("{root}", str(command.root)) for flag in flags)]
 
-    def compile_argv(self, unit: Unit, level: str, output: Path) -> list[str]:
-        """Compile to assembly."""
-        return [*self._prefix(unit, level), "-S", "-o", str(output), unit.file]
+    def preprocess_argv(self, command: Command, level: str, *, expand: bool = False) -> list[str]:
+        """Preprocess to standard output, with line markers; `expand` all macros even for gcc."""
+        mode = ("-E",) if expand else _PREPROCESS[self.family]
+        return [*self.direct_argv(command, level), *mode, command.input.replace("{root}", str(command.root))]
 
-    def assemble_argvs(self, unit: Unit, assembly: Path, output: Path) -> list[list[str]]:
+    def compile_argv(self, command: Command, level: str, text: str, output: str) -> list[str]:
+        """Compile a preprocessed text to assembly; runs anywhere."""
+        flags = self.arguments(command, level)
+        return [*self.command, *flags, *_PREPROCESSED[self.family], "-S", "-o", output, text]
+
+    def assemble_argvs(self, command: Command, assembly: str, output: str) -> list[list[str]]:
         """Ways to assemble to an object, the next for a text that the one before does not understand."""
-        machine = [flag for flag in unit.flags if flag.startswith("-m")]
-        own = [*self.command, *self.target, *machine, "-w", "-c", "-o", str(output), str(assembly)]
-        return [[*self.assembler, "-o", str(output), str(assembly)], own] if self.assembler else [own]
+        machine = [flag for flag in self._accepted(command) if flag.startswith("-m")]
+        own = [*self.command, *self.target, *machine, "-w", "-c", "-o", output, assembly]
+        return [[*self.assembler, "-o", output, assembly], own] if self.assembler else [own]
 
-    def _prefix(self, unit: Unit, level: str) -> list[str]:
-        own = [flag.replace("{root}", str(unit.root)) for flag in self.flags]
-        return [*self.command, *self.target, *own, *unit.flags, f"-{level}"]
+    def _level_flags(self, level: str) -> tuple[str, ...]:
+        base = level.partition("-")[0]
+        return (f"-{base}", *self.flag_sets.get(_flag_set(level), ()))
+
+    def _accepted(self, command: Command) -> tuple[str, ...]:
+        rejected = _rejected(self.command, self.target, command.flags)
+        return tuple(flag for flag in command.flags if flag not in rejected)
 
     def environment(self, temporary: Path) -> dict[str, str]:
         """The whole environment of a call: no CPATH, no locale, a fixed date, scratch space of its own."""
@@ -126,13 +190,32 @@ class Toolchain:
         }
 
 
-def load_toolchains(file: Path) -> tuple[ToolchainEntry, ...]:
+def _flag_set(level: str) -> str:
+    return level.partition("-")[2]
+
+
+@lru_cache(1024)
+def _rejected(command: tuple[str, ...], target: tuple[str, ...], flags: tuple[str, ...]) -> frozenset[str]:
+    """The flags that this compiler does not know: a build was captured with another one's."""
+    probed = tuple(dict.fromkeys(flag for flag in flags if not flag.startswith(_NOT_PROBED)))
+    with tempfile.TemporaryDirectory(prefix="asmtrain-") as folder:
+
+        def accepts(some: Sequence[str]) -> bool:
+            argv = [*command, *target, "-w", *some, "-x", "c", "-S", "-o", "/dev/null", "/dev/null"]
+            return run(argv, cwd=Path(folder), limits=_PROBE_LIMITS).ok
+
+        if not probed or accepts(probed):
+            return frozenset()
+        return frozenset(flag for flag in probed if not accepts([flag]))
+
+
+def load_toolchains(file: Path) -> ToolchainFile:
     """Read a toolchain file.
 
     Raises:
         ConfigError: it cannot be read, or holds mistakes.
     """
-    return load_config(ToolchainFile, file).toolchains
+    return load_config(ToolchainFile, file)
 
 
 def resolve(names: Sequence[str], file: Path) -> tuple[list[Toolchain], list[str]]:
@@ -146,7 +229,8 @@ def resolve(names: Sequence[str], file: Path) -> tuple[list[Toolchain], list[str
         ConfigError: the file cannot be read, or holds mistakes.
         ToolchainError: a name the file does not know, an exact toolchain is missing, or nothing is installed.
     """
-    entries = load_toolchains(file)
+    loaded = load_toolchains(file)
+    entries = loaded.toolchains
     found: dict[str, Toolchain] = {}
     notes: list[str] = []
     remedies: list[str] = []
@@ -164,11 +248,16 @@ def resolve(names: Sequence[str], file: Path) -> tuple[list[Toolchain], list[str
             continue
         if toolchain.family != candidates[0][0].family:
             notes.append(f"{name} falls back to {toolchain.id}: {reason} ({remedy})")
-        found.setdefault(toolchain.id, toolchain)
+        found.setdefault(toolchain.id, _with_flag_sets(toolchain, loaded.flag_sets))
     if not found:
         message = f"no toolchain of {', '.join(names)} can be used: " + "; ".join(notes)
         raise ToolchainError(message, remedy=" or ".join(dict.fromkeys(remedies)))
     return list(found.values()), notes
+
+
+def _with_flag_sets(toolchain: Toolchain, flag_sets: Mapping[str, FlagSet]) -> Toolchain:
+    own = {name: item.flags for name, item in flag_sets.items() if toolchain.isa in item.isas}
+    return replace(toolchain, flag_sets=own)
 
 
 Candidate = tuple[ToolchainEntry, int | None]
@@ -247,6 +336,7 @@ def _probe(
         target=_target_flags(entry),
         flags=(*entry.flags, *_COMMON_FLAGS, *_FAMILY_FLAGS[entry.family]),
         version=first_line,
+        triple=entry.triple,
         emulator=tuple(entry.emulator.split()),
     )
     problem = _does_not_compile(toolchain, folder)
@@ -280,8 +370,13 @@ def _target_flags(entry: ToolchainEntry) -> tuple[str, ...]:
 def _does_not_compile(toolchain: Toolchain, folder: Path) -> str:
     """What the compiler says of a file with a system header; empty if it compiles."""
     (folder / "probe.c").write_text(_PROBE_SOURCE)
-    unit = Unit("probe", folder, "probe.c", (), len(_PROBE_SOURCE))
-    argv = toolchain.compile_argv(unit, "O2", folder / "probe.s")
+    argv = [
+        *toolchain.direct_argv(Command(folder, ".", "probe.c", ()), "O2"),
+        "-S",
+        "-o",
+        "probe.s",
+        "probe.c",
+    ]
     completed = run(argv, cwd=folder, limits=_PROBE_LIMITS, env=toolchain.environment(folder))
     if completed.ok:
         return ""

@@ -1,27 +1,26 @@
-"""One unit from C to function records, on one CPU, knowing nothing of who runs it.
+"""One prepared unit to function records, on one CPU, knowing nothing of who runs it.
 
-In: a unit, its project, toolchains, levels. Out: a record for every function that some variant emitted and
-whose source stands in the project, and a failure row for everything that went wrong.
+In: a unit, its texts and sources, toolchains, levels. Out: a record for every function that some variant
+emitted and whose source stands in the project, and a failure row for everything that went wrong.
 Invariant: a bad unit, variant or function is a row in the result and never loses the others; what is raised
-is the machine's fault. Equal inputs give equal results.
-Cost: the compilers. The source is preprocessed and parsed once, and again for another toolchain only if that
-one emitted functions which the first did not see (code under `#ifdef __aarch64__`).
+is the machine's fault. Equal inputs give equal results. Neither the project nor its headers are needed.
+Cost: the compilers.
 """
 
 import hashlib
-import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
-from corpus_builder import asm, csource
-from corpus_builder.compile import CompiledUnit, compile_unit, preprocess_unit
-from corpus_builder.config import ArchiveSource, PathSource, Project, PypiSource
+from corpus_builder import asm, objects
+from corpus_builder.compile import CompiledUnit, compile_unit, ir_of, out_of_patience
+from corpus_builder.config import DebianSource, GitSource, PathSource, Project, PypiSource, Source
+from corpus_builder.csource import SourceFunction
 from corpus_builder.errors import UserFacingError
+from corpus_builder.licenses import is_permissive
+from corpus_builder.prepare import Prepared
 from corpus_builder.process import Limits
 from corpus_builder.record import (
     Failure,
-    FailureCause,
     FunctionMeta,
     FunctionRecord,
     SourceMeta,
@@ -29,10 +28,25 @@ from corpus_builder.record import (
     UnitResult,
     VariantMeta,
     function_key,
+    internal_failure,
 )
 from corpus_builder.toolchain import Toolchain
 
 _NAMES_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a corpus asks of each unit."""
+
+    levels: tuple[str, ...]
+    limits: Limits
+    permissive: bool = False
+    """Whether to leave out functions of files under other licences."""
+    text: str = "raw"
+    """Form of the `.s` members, `raw` or `clean`."""
+    members: tuple[str, ...] = ()
+    """What is recorded besides: `inlined`, `ll`, `object`, `lines`."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +55,16 @@ class _Emitted:
 
     text: str
     meta: VariantMeta
+    extras: Mapping[str, bytes] = field(default_factory=dict)
+    """Extension to content, the variant's name left out."""
 
 
 Emitted = dict[str, dict[str, _Emitted]]
-"""Symbol to variant to what was emitted."""
+"""Function to variant to what was emitted."""
 
 
 def build_unit(
-    unit: Unit, project: Project, toolchains: Sequence[Toolchain], levels: Sequence[str], *, limits: Limits
+    unit: Unit, prepared: Prepared, project: Project, toolchains: Sequence[Toolchain], wanted: Wanted
 ) -> UnitResult:
     """Compile one unit with every toolchain at every level and join the variants of each function.
 
@@ -58,111 +74,171 @@ def build_unit(
         ToolchainError: a compiler is not installed on this machine.
         OutputError: the disk is full.
     """
-    failures: list[Failure] = []
+    failures = list(prepared.failures)
     emitted: Emitted = {}
+    ir: dict[str, dict[str, str]] = {}
+    texts = prepared.texts()
     for toolchain in toolchains:
-        for level in levels:
-            failures += _add_variant(emitted, unit, toolchain, level, limits)
-    sources, trouble = _sources(unit, toolchains, levels, emitted, limits)
-    failures += trouble
+        if toolchain.id not in texts:
+            continue
+        late = out_of_patience(unit, toolchain.id, failures)
+        if late:
+            failures.append(late)
+            continue
+        failures += _add_variants(emitted, unit, toolchain, texts[toolchain.id], wanted)
+        if "ll" in wanted.members and toolchain.family != "gcc":
+            ir |= _ir(unit, toolchain, texts[toolchain.id], wanted, failures)
+    failures += _without_source(unit, emitted, prepared)
     records = [
-        _record(unit, project, sources[symbol], variants)
-        for symbol, variants in emitted.items()
-        if symbol in sources
+        _record(unit, project, prepared, name, variants, ir)
+        for name, variants in emitted.items()
+        if name in prepared.sources and _is_allowed(prepared, name, wanted)
     ]
     records.sort(key=lambda record: record.key)
     return UnitResult(unit.id, tuple(records), tuple(failures))
 
 
-def source_meta(source: PypiSource | ArchiveSource | PathSource) -> SourceMeta:
+def _is_allowed(prepared: Prepared, name: str, wanted: Wanted) -> bool:
+    license = prepared.licenses.get(prepared.sources[name].file, "")
+    return not (wanted.permissive and license) or is_permissive(license)
+
+
+def source_meta(source: Source) -> SourceMeta:
     """Where a project came from, as its records tell it."""
     if isinstance(source, PypiSource):
-        location = f"{source.package}=={source.version}"
-        return SourceMeta(kind=source.kind, location=location, sha256=source.sha256)
-    if isinstance(source, ArchiveSource):
-        return SourceMeta(kind=source.kind, location=source.location, sha256=source.sha256)
-    return SourceMeta(kind=source.kind, location=str(source.path), sha256=None)
+        return SourceMeta(
+            kind=source.kind, location=f"{source.package}=={source.version}", sha256=source.sha256
+        )
+    if isinstance(source, DebianSource):
+        return SourceMeta(kind=source.kind, location=f"{source.package}={source.version}", sha256=None)
+    if isinstance(source, GitSource):
+        return SourceMeta(kind=source.kind, location=f"{source.url}@{source.commit}", sha256=None)
+    if isinstance(source, PathSource):
+        return SourceMeta(kind=source.kind, location=str(source.path), sha256=None)
+    return SourceMeta(kind=source.kind, location=source.location, sha256=source.sha256)
 
 
-def _add_variant(
-    emitted: Emitted, unit: Unit, toolchain: Toolchain, level: str, limits: Limits
+def _add_variants(
+    emitted: Emitted, unit: Unit, toolchain: Toolchain, texts: Mapping[str, bytes], wanted: Wanted
 ) -> list[Failure]:
-    """Compile one variant and add its functions to `emitted`; all of them, or none if one cannot be read."""
+    """Compile every level of a toolchain and add the functions to `emitted`."""
+    levels = [level for level in toolchain.levels(wanted.levels) if toolchain.macro_class(level) in texts]
+    options = ["-g1"] if "lines" in wanted.members else []
     try:
-        compiled, failures = compile_unit(unit, toolchain, [level], limits=limits)
-        for variant in compiled:
-            for symbol, function in _functions(variant, toolchain).items():
-                emitted.setdefault(symbol, {})[str(variant.variant)] = function
-        return failures
+        compiled, failures = compile_unit(
+            unit,
+            toolchain,
+            texts,
+            levels,
+            limits=wanted.limits,
+            options=options,
+            report="inlined" in wanted.members,
+        )
     except UserFacingError:
         raise
     except Exception as error:
-        return [_internal(unit, f"{toolchain.id}.{level.lower()}", error)]
+        return [internal_failure(unit, toolchain.id, error)]
+    for variant in compiled:
+        try:
+            for name, function in _functions(variant, toolchain, wanted).items():
+                emitted.setdefault(name, {})[str(variant.variant)] = function
+        except Exception as error:
+            failures.append(internal_failure(unit, str(variant.variant), error))
+    return failures
 
 
-def _functions(compiled: CompiledUnit, toolchain: Toolchain) -> dict[str, _Emitted]:
-    functions: dict[str, _Emitted] = {}
-    for symbol, text in asm.split_functions(compiled.assembly).items():
-        # Clones and cold parts are pieces of another function, and no function of the source.
-        if asm.origin(symbol) != symbol or symbol not in compiled.code_bytes:
-            continue
+def _functions(compiled: CompiledUnit, toolchain: Toolchain, wanted: Wanted) -> dict[str, _Emitted]:
+    """The functions of one variant."""
+    binary = objects.ObjectFile(compiled.object)
+    sizes = binary.function_sizes()
+    symbols = asm.split_symbols(compiled.assembly)
+    joined = asm.join_clones({symbol: text for symbol, text in symbols.items() if symbol in sizes})
+    inlined = objects.inlined_functions(compiled.inlining) if "inlined" in wanted.members else {}
+    extras = _extras(compiled, binary, joined, wanted)
+    functions = {}
+    for name, function in joined.items():
+        stored = asm.clean(function.text, toolchain.isa) if wanted.text == "clean" else function.text
         meta = VariantMeta(
             compiler=toolchain.version,
             flags=compiled.flags,
-            sha256=hashlib.sha256(text.encode()).hexdigest(),
-            body_sha256=asm.view_sha256(text, toolchain.isa),
-            num_instructions=asm.num_instructions(asm.clean(text, toolchain.isa)),
-            code_bytes=compiled.code_bytes[symbol],
+            sha256=hashlib.sha256(stored.encode()).hexdigest(),
+            body_sha256=asm.view_sha256(function.text, toolchain.isa),
+            num_instructions=asm.num_instructions(asm.clean(function.text, toolchain.isa)),
+            code_bytes=sizes[function.symbol],
+            symbol=function.symbol,
+            clones=tuple(function.clones),
+            inlined=inlined.get(name, ()),
         )
-        functions[symbol] = _Emitted(text, meta)
+        functions[name] = _Emitted(stored, meta, extras.get(name, {}))
     return functions
 
 
-def _sources(
-    unit: Unit, toolchains: Sequence[Toolchain], levels: Sequence[str], emitted: Emitted, limits: Limits
-) -> tuple[dict[str, csource.SourceFunction], list[Failure]]:
-    """The source of every emitted function that has one, and one row for those without."""
-    found: dict[str, csource.SourceFunction] = {}
-    failures: list[Failure] = []
-    settled: set[str] = set()
-    level = "O2" if "O2" in levels else levels[0]  # __OPTIMIZE__ is defined in most variants
-    for toolchain in toolchains:
-        own = {symbol for symbol, variants in emitted.items() if _is_among(toolchain, variants)}
-        if own <= settled:
-            continue
-        try:
-            text = preprocess_unit(unit, toolchain, level, limits=limits)
-            if isinstance(text, Failure):
-                failures.append(text)
-                continue
-            found = {**csource.functions_of(text, unit.root), **found}
-        except UserFacingError:
-            raise
-        except Exception as error:
-            failures.append(_internal(unit, toolchain.id, error))
-        settled |= own  # what this toolchain compiled but the parser did not find, the next would not show it
-    missing = sorted(emitted.keys() - found.keys())
-    if missing:
-        more = f" and {len(missing) - _NAMES_SHOWN} more" if len(missing) > _NAMES_SHOWN else ""
-        names = ", ".join(missing[:_NAMES_SHOWN]) + more
-        failures.append(_parse_failure(unit, "", "no_source", f"{len(missing)} without source: {names}"))
-    return found, failures
+def _extras(
+    compiled: CompiledUnit, binary: objects.ObjectFile, joined: Mapping[str, asm.Emitted], wanted: Wanted
+) -> dict[str, dict[str, bytes]]:
+    """What stands beside each function's text in one variant."""
+    isa = compiled.variant.isa
+    extras: dict[str, dict[str, bytes]] = {name: {} for name in joined}
+    codes = (
+        binary.codes(function.symbol for function in joined.values()) if "object" in wanted.members else {}
+    )
+    lines = (
+        objects.source_lines(compiled.assembly.decode("utf-8", "replace"), isa)
+        if "lines" in wanted.members
+        else {}
+    )
+    for name, function in joined.items():
+        if function.clones:
+            texts = function.clones.values()
+            clones = [asm.clean(text, isa) for text in texts] if wanted.text == "clean" else texts
+            extras[name]["clones.s"] = "".join(clones).encode()
+        if function.symbol in codes:
+            extras[name]["object.json"] = objects.object_member(codes[function.symbol])
+        if function.symbol in lines:
+            extras[name]["lines.json"] = objects.lines_member(lines[function.symbol])
+    return extras
 
 
-def _is_among(toolchain: Toolchain, variants: Mapping[str, _Emitted]) -> bool:
-    return any(variant.startswith(f"{toolchain.id}.") for variant in variants)
+def _ir(
+    unit: Unit, toolchain: Toolchain, texts: Mapping[str, bytes], wanted: Wanted, failures: list[Failure]
+) -> dict[str, dict[str, str]]:
+    """Variant to function to LLVM IR before optimisation, of the level that stands for O1 to O3."""
+    level = "O2" if "O2" in texts else next(iter(texts))
+    text = ir_of(unit, toolchain, texts[level], level, limits=wanted.limits)
+    if isinstance(text, Failure):
+        failures.append(text)
+        return {}
+    return {f"{toolchain.id}.{level.lower()}": objects.ll_functions(text)}
+
+
+def _without_source(unit: Unit, emitted: Emitted, prepared: Prepared) -> list[Failure]:
+    missing = sorted(emitted.keys() - prepared.sources.keys())
+    if not missing:
+        return []
+    more = f" and {len(missing) - _NAMES_SHOWN} more" if len(missing) > _NAMES_SHOWN else ""
+    tail = f"{len(missing)} without source: {', '.join(missing[:_NAMES_SHOWN])}{more}"
+    return [
+        Failure(unit=unit.id, variant="", stage="parse", cause="no_source", exit=0, command="", tail=tail)
+    ]
 
 
 def _record(
-    unit: Unit, project: Project, source: csource.SourceFunction, variants: Mapping[str, _Emitted]
+    unit: Unit,
+    project: Project,
+    prepared: Prepared,
+    name: str,
+    variants: Mapping[str, _Emitted],
+    ir: Mapping[str, Mapping[str, str]],
 ) -> FunctionRecord:
+    source: SourceFunction = prepared.sources[name]
     meta = FunctionMeta(
         project=project.name,
         version=project.version,
         source=source_meta(project.source),
         license=project.license,
+        file_license=prepared.licenses.get(source.file, ""),
         split="",
-        unit=unit.file,
+        unit=unit.id.removeprefix(f"{project.name}/"),
         file=source.file,
         name=source.name,
         signature=source.signature,
@@ -170,18 +246,14 @@ def _record(
         comment=source.comment,
         source_sha256=source.source_sha256,
         cluster="",
-        variants={name: variants[name].meta for name in sorted(variants)},
+        variants={variant: variants[variant].meta for variant in sorted(variants)},
     )
+    extras = {
+        f"{variant}.{extension}": body
+        for variant, function in variants.items()
+        for extension, body in function.extras.items()
+    }
+    extras |= {f"{variant}.ll": text[name].encode() for variant, text in ir.items() if name in text}
     key = function_key(project.name, source.file, source.lines[0], source.name)
-    return FunctionRecord(key, meta, source.text, {name: variants[name].text for name in sorted(variants)})
-
-
-def _parse_failure(unit: Unit, variant: str, cause: FailureCause, tail: str) -> Failure:
-    return Failure(unit=unit.id, variant=variant, stage="parse", cause=cause, exit=0, command="", tail=tail)
-
-
-def _internal(unit: Unit, variant: str, error: Exception) -> Failure:
-    """A mistake of ours, kept as a row with the place it happened."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    tail = f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno} {last.name})"
-    return _parse_failure(unit, variant, "internal", tail)
+    texts = {variant: variants[variant].text for variant in sorted(variants)}
+    return FunctionRecord(key, meta, source.text, texts, dict(sorted(extras.items())))
