@@ -9,24 +9,27 @@ webdataset's own expander and grouper read the stream, on any Python; ShardWrite
 leaves compressed streams unfinished and stamps the time of writing into headers (docs/decisions.md).
 """
 
-import errno
 import hashlib
 import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import zstandard
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from corpus_builder.errors import EmptyCorpus, OutputError, ShardError
+from corpus_builder.errors import EmptyCorpus, ShardError
 from corpus_builder.record import SCHEMA_VERSION, FunctionRecord, record_from_members, record_members
+from corpus_builder.storage import atomic_output as atomic_output
+from corpus_builder.tarstream import tar_bytes
 
 _TAR_END_BYTES = 1024
+_CHUNK_BYTES = 1 << 20
+_MAX_COMPRESSING_THREADS = 4  # each holds about 30 MiB
 _REBUILD = "delete it and build again: finished units are reused"
 
 
@@ -70,55 +73,50 @@ def _index_text(index: CorpusIndex) -> str:
     return json.dumps(index.model_dump(), indent=1, sort_keys=True) + "\n"
 
 
-@contextmanager
-def atomic_output(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that appears under `path` whole and synced, or not at all.
-
-    Raises:
-        OutputError: the disk is full, or the folder cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        remedy = "free some space" if error.errno == errno.ENOSPC else "check the path and its permissions"
-        remedy += "; what was finished before is intact, the same command goes on from there"
-        raise OutputError(f"cannot write {path}: {error.strerror}", remedy=remedy) from error
-    finally:
-        with suppress(OSError):  # what went wrong above is what counts
-            temporary.unlink()
+Sample = tuple[str, Mapping[str, bytes], int]
+"""A sample ready to be written: its key, its members (extension to bytes) and its number of variants."""
 
 
 def write_shard(path: Path, split: str, records: Iterable[FunctionRecord], *, zstd_level: int) -> ShardEntry:
+    """Write one shard of records; as `write_samples`."""
+    samples = ((record.key, record_members(record), len(record.assembly)) for record in records)
+    return write_samples(path, split, samples, zstd_level=zstd_level)
+
+
+def write_samples(path: Path, split: str, samples: Iterable[Sample], *, zstd_level: int) -> ShardEntry:
     """Write one shard, compressed unless its name ends in `.tar`.
 
     Raises:
         OutputError: the disk is full, or the folder cannot be written.
     """
-    num_functions = num_variants = 0
+    count = _Counts()
     with atomic_output(path) as raw:
         hashing = _HashingWriter(raw)
-        with _compressed(hashing, path, zstd_level) as stream, tarfile.open(fileobj=stream, mode="w|") as tar:
-            for record in records:
-                num_functions += 1
-                num_variants += len(record.assembly)
-                for extension, body in record_members(record).items():
-                    header = tarfile.TarInfo(f"{record.key}.{extension}")
-                    header.size = len(body)
-                    tar.addfile(header, io.BytesIO(body))
+        with _compressed(hashing, path, zstd_level) as stream:
+            for chunk in tar_bytes(count.watch(samples), chunk_bytes=_CHUNK_BYTES):
+                stream.write(chunk)
     return ShardEntry(
         name=path.name,
         split=split,
         sha256=hashing.digest.hexdigest(),
         size_bytes=hashing.size_bytes,
-        num_functions=num_functions,
-        num_variants=num_variants,
+        num_functions=count.functions,
+        num_variants=count.variants,
     )
+
+
+class _Counts:
+    """Counts samples on their way into a shard."""
+
+    def __init__(self) -> None:
+        self.functions = 0
+        self.variants = 0
+
+    def watch(self, samples: Iterable[Sample]) -> Iterator[tuple[str, Mapping[str, bytes]]]:
+        for key, members, num_variants in samples:
+            self.functions += 1
+            self.variants += num_variants
+            yield key, members
 
 
 class _HashingWriter(io.RawIOBase):
@@ -143,7 +141,9 @@ def _compressed(target: Any, path: Path, zstd_level: int) -> Iterator[Any]:
     if path.suffix == ".tar":
         yield target
         return
-    compressor = zstandard.ZstdCompressor(level=zstd_level, write_checksum=True)
+    # Threads cut the input at fixed places, so any number of them gives the same bytes; none gives others.
+    threads = min(len(os.sched_getaffinity(0)), _MAX_COMPRESSING_THREADS)
+    compressor = zstandard.ZstdCompressor(level=zstd_level, write_checksum=True, threads=threads)
     with compressor.stream_writer(target, closefd=False) as stream:
         yield stream
 
