@@ -20,23 +20,23 @@ from corpus_builder.errors import EmptyCorpus, ShardError
 from corpus_builder.executor import Crash, run_units
 from corpus_builder.parts import PartHeader, encode_part, read_header
 from corpus_builder.plan import Plan, Progress, digest, part_path, plan_build, silent
+from corpus_builder.prepare import Prepared, prepare_unit
 from corpus_builder.process import Limits
 from corpus_builder.publish import FAILURES_FILE, failure_counts, find_kept, write_corpus, write_failures
 from corpus_builder.record import Failure, Unit
 from corpus_builder.shards import CorpusIndex, atomic_output, load_index
 from corpus_builder.toolchain import Toolchain
-from corpus_builder.worker import build_unit
+from corpus_builder.worker import Wanted, build_unit
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What a worker needs to make one part."""
+    """What is needed to make one part; it travels without the project's files."""
 
     unit: Unit
     project: Project
     toolchains: tuple[Toolchain, ...]
-    levels: tuple[str, ...]
-    limits: Limits
+    wanted: Wanted
     dedup: DedupConfig
     part: str
 
@@ -116,7 +116,12 @@ def _make_parts(
     tasks = _missing_parts(config, plan, count)
     crashes: dict[str, Failure] = {}
     for task, result in run_units(
-        tasks, _make_part, size=lambda task: task.unit.size_bytes, workers=config.workers, address=address
+        tasks,
+        _make_part,
+        prepare=_prepare,
+        size=lambda task: task.unit.size_bytes,
+        workers=config.workers,
+        address=address,
     ):
         if isinstance(result, Crash):
             crashes[task.unit.id] = _crash_failure(task.unit, result)
@@ -149,7 +154,7 @@ class _Count:
 
 
 def _missing_parts(config: CorpusConfig, plan: Plan, count: _Count) -> list[_Task]:
-    limits = Limits(**config.limits.model_dump())
+    wanted = wanted_of(config)
     tasks = []
     for planned in plan.units:
         header = _existing_header(part_path(config.output, planned.part))
@@ -157,13 +162,29 @@ def _missing_parts(config: CorpusConfig, plan: Plan, count: _Count) -> list[_Tas
             count.add(len(header.functions), len(header.failures), reused=1)
             continue
         unit, project = planned.unit, planned.project
-        tasks.append(_Task(unit, project, plan.toolchains, config.levels, limits, config.dedup, planned.part))
+        tasks.append(_Task(unit, project, plan.toolchains, wanted, config.dedup, planned.part))
     return tasks
 
 
-def _make_part(task: _Task) -> _Part:
-    """Runs on a worker."""
-    result = build_unit(task.unit, task.project, task.toolchains, task.levels, limits=task.limits)
+def wanted_of(config: CorpusConfig) -> Wanted:
+    """What the config asks of each unit."""
+    return Wanted(
+        levels=config.levels,
+        limits=Limits(**config.limits.model_dump()),
+        permissive=config.licenses == "permissive",
+        text=config.shards.text,
+        members=config.shards.members,
+    )
+
+
+def _prepare(task: _Task) -> Prepared:
+    """Runs on the driver's node."""
+    return prepare_unit(task.unit, task.toolchains, task.wanted.levels, limits=task.wanted.limits)
+
+
+def _make_part(task: _Task, prepared: Prepared) -> _Part:
+    """Runs on any node."""
+    result = build_unit(task.unit, prepared, task.project, task.toolchains, task.wanted)
     tokens = [csource.source_tokens(record.source) for record in result.records]
     rows = signatures(tokens, num_perm=task.dedup.num_perm, shingle=task.dedup.shingle)
     return _Part(encode_part(result, rows), len(result.records), len(result.failures))

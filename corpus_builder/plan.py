@@ -1,26 +1,31 @@
 """What a build will do: a config in; units with their compilers and the names of their results out.
 
-Fetches sources and probes compilers, compiles nothing. A unit's result is named by a hash of all that
-goes into it (source, flags, compilers, levels, limits, this program), so equal names mean equal content.
+Probes compilers, fetches sources and, for projects with a build of their own, runs that once for each
+instruction set; nothing is replayed. A unit's result is named by a hash of all that goes into it (source,
+commands, compilers, levels, limits, this program), so equal names mean equal content.
+Projects are resolved side by side, one for each CPU; memory is about 1 KB a unit.
 """
 
 import hashlib
 import json
+import os
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from corpus_builder.config import CorpusConfig, Project
-from corpus_builder.record import Unit
-from corpus_builder.sources import content_sha256, fetch, units_of
-from corpus_builder.split import assign_splits
-from corpus_builder.toolchain import Toolchain, resolve
+from corpus_builder.projects import ResolvedProject, resolve_project
+from corpus_builder.record import Failure, Unit
+from corpus_builder.split import assign_splits, lineages_of
+from corpus_builder.toolchain import Toolchain, check_levels, resolve
 
 # Code that decides what a part holds: a change to it makes parts of earlier builds stale.
 _PART_MODULES = (
-    "asm", "compile", "csource", "dedup", "parts", "process", "record", "spelling", "toolchain", "worker",
+    "asm", "compile", "csource", "licenses", "objects", "parts", "prepare", "process", "record", "spelling",
+    "toolchain", "worker",
 )  # fmt: skip
 
 _SIGNATURE_SETTINGS = {"num_perm", "shingle"}
@@ -43,9 +48,19 @@ class Plan:
     """Sorted by unit id."""
     toolchains: tuple[Toolchain, ...]
     notes: tuple[str, ...]
-    """Toolchains that fell back to another, or are left out."""
+    """Toolchains that fell back to another, and what is left out."""
+    projects: tuple[Project, ...]
+    """Those that could be fetched, with version and licence."""
     splits: dict[str, str]
     """Project name to split."""
+    lineages: dict[str, str]
+    """Project name to the lineage it shares its split with."""
+    builds: dict[str, dict[str, Any]]
+    """Project name to instruction set to how its commands were learned."""
+    roots: dict[str, Path]
+    """Project name to the folder of its source."""
+    failures: tuple[Failure, ...]
+    """Projects that could not be fetched or built."""
 
     def summary(self, config: CorpusConfig) -> dict[str, Any]:
         """What `corpus-builder plan` tells, as JSON can say it."""
@@ -53,7 +68,12 @@ class Plan:
         sizes: Counter[str] = Counter()
         for planned in self.units:
             sizes[planned.project.name] += planned.unit.size_bytes
-        variants = len(self.toolchains) * len(config.levels)
+        compilations = sum(
+            len(toolchain.levels(config.levels))
+            for planned in self.units
+            for toolchain in self.toolchains
+            if toolchain.isa in planned.unit.commands
+        )
         return {
             "projects": {
                 project.name: {
@@ -62,15 +82,17 @@ class Plan:
                     "split": self.splits[project.name],
                     "units": units[project.name],
                     "source_bytes": sizes[project.name],
+                    "builds": self.builds[project.name],
                 }
-                for project in config.projects
+                for project in self.projects
             },
             "toolchains": {toolchain.id: toolchain.version for toolchain in self.toolchains},
             "notes": list(self.notes),
+            "failures": [asdict(failure) for failure in self.failures],
             "levels": list(config.levels),
             "units": len(self.units),
-            "variants": variants,
-            "compilations": len(self.units) * variants,
+            "variants": sum(len(toolchain.levels(config.levels)) for toolchain in self.toolchains),
+            "compilations": compilations,
         }
 
 
@@ -93,32 +115,75 @@ def silent(progress: Progress) -> None:
 
 
 def plan_build(config: CorpusConfig, progress: Callable[[Progress], None] = silent) -> Plan:
-    """Fetch the sources, find the toolchains, list the units; nothing is compiled.
+    """Find the toolchains, fetch the sources, learn the compile commands; list the units.
 
     Raises:
-        UserFacingError: a source, a toolchain or the config cannot be used.
+        UserFacingError: a toolchain or the config cannot be used, or a source is not what was pinned.
     """
-    splits = assign_splits(config.projects, config.split)
     toolchains, notes = resolve(config.toolchains, config.toolchain_file)
-    common = [
+    check_levels(config.levels, toolchains, config.toolchain_file)
+    found = _resolve_all(config, toolchains, progress)
+    usable = [item for item in found if item.root is not None and not item.note]
+    projects = tuple(item.project for item in usable)
+    files = {item.project.name: item.files for item in usable}
+    common = _part_context(config, toolchains)
+    units = [planned for item in usable for planned in _planned(item, common)]
+    units.sort(key=lambda planned: planned.unit.id)
+    return Plan(
+        units=tuple(units),
+        toolchains=tuple(toolchains),
+        notes=(*notes, *(item.note for item in found if item.note)),
+        projects=projects,
+        splits=dict(assign_splits(projects, config.split, files)),
+        lineages=lineages_of(projects, files),
+        builds={item.project.name: dict(item.builds) for item in usable},
+        roots={item.project.name: item.root for item in usable if item.root},
+        failures=tuple(failure for item in found for failure in item.failures),
+    )
+
+
+def _resolve_all(
+    config: CorpusConfig, toolchains: Sequence[Toolchain], progress: Callable[[Progress], None]
+) -> list[ResolvedProject]:
+    """All projects in the config's order; what one raises ends the others too."""
+    total = len(config.projects)
+    progress(Progress("sources", 0, total))
+    found: dict[str, ResolvedProject] = {}
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        futures = [pool.submit(resolve_project, project, config, toolchains) for project in config.projects]
+        try:
+            for done, future in enumerate(as_completed(futures), start=1):
+                resolved = future.result()
+                found[resolved.project.name] = resolved
+                progress(Progress("sources", done, total, failures=len(resolved.failures)))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [found[project.name] for project in config.projects]
+
+
+def _part_context(config: CorpusConfig, toolchains: Sequence[Toolchain]) -> list[Any]:
+    """What decides every part."""
+    settings = {"levels": True, "limits": True, "licenses": True, "dedup": _SIGNATURE_SETTINGS}
+    return [
         _code_sha256(),
         [_fingerprint(toolchain) for toolchain in toolchains],
-        config.model_dump(
-            mode="json", include={"levels": True, "limits": True, "dedup": _SIGNATURE_SETTINGS}
-        ),
+        config.model_dump(mode="json", include=settings),
+        [config.shards.text, config.shards.members],
     ]
-    units: list[PlannedUnit] = []
-    for number, project in enumerate(config.projects):
-        progress(Progress("sources", number, len(config.projects)))
-        root = fetch(project, config.cache)
-        described = project.model_dump(mode="json", exclude={"recipe", "split"})
-        context = [*common, described, content_sha256(project, root)]
-        for unit in units_of(project, root):
-            name = digest([context, unit.file, unit.flags])[:32]
-            units.append(PlannedUnit(unit, project, f"{project.name}/{name}.part"))
-    progress(Progress("sources", len(config.projects), len(config.projects)))
-    units.sort(key=lambda planned: planned.unit.id)
-    return Plan(tuple(units), tuple(toolchains), tuple(notes), dict(splits))
+
+
+def _planned(resolved: ResolvedProject, common: Sequence[Any]) -> Iterator[PlannedUnit]:
+    """A project's units, each with the name of its part."""
+    project = resolved.project
+    described = project.model_dump(mode="json", include={"name", "version", "license", "source"})
+    context = [*common, described, resolved.content]
+    for unit in resolved.units:
+        commands = {
+            isa: [command.cwd, command.input, command.flags] for isa, command in unit.commands.items()
+        }
+        name = digest([context, unit.id, commands])[:32]
+        yield PlannedUnit(unit, project, f"{project.name}/{name}.part")
 
 
 def digest(parts: Any) -> str:
@@ -128,7 +193,8 @@ def digest(parts: Any) -> str:
 
 def _fingerprint(toolchain: Toolchain) -> list[Any]:
     """What decides a compiler's output; where it is installed does not."""
-    return [toolchain.id, toolchain.version, toolchain.target, toolchain.flags]
+    own = [toolchain.id, toolchain.version, toolchain.target, toolchain.flags, toolchain.assembler]
+    return [*own, sorted(toolchain.flag_sets.items())]
 
 
 def _code_sha256() -> str:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Literal
 
 from corpus_builder.config import ConfigModel, Isa, load_config
-from corpus_builder.errors import ToolchainError
+from corpus_builder.errors import ConfigError, ToolchainError
 from corpus_builder.process import Limits, run
 from corpus_builder.record import Command
 
@@ -253,6 +253,17 @@ def resolve(names: Sequence[str], file: Path) -> tuple[list[Toolchain], list[str
         message = f"no toolchain of {', '.join(names)} can be used: " + "; ".join(notes)
         raise ToolchainError(message, remedy=" or ".join(dict.fromkeys(remedies)))
     return list(found.values()), notes
+
+
+def check_levels(levels: Sequence[str], toolchains: Sequence[Toolchain], file: Path) -> None:
+    """Refuse a level that no toolchain has; raises ConfigError."""
+    for level in levels:
+        if not any(toolchain.levels([level]) for toolchain in toolchains):
+            known = sorted({name for toolchain in toolchains for name in toolchain.flag_sets})
+            raise ConfigError(
+                f"level {level}: no toolchain has a flag set {_flag_set(level)!r}",
+                remedy=f"add it to {file}, or use one of: {', '.join(known) or 'none is there'}",
+            )
 
 
 def _with_flag_sets(toolchain: Toolchain, flag_sets: Mapping[str, FlagSet]) -> Toolchain:
