@@ -6,8 +6,9 @@ the command that needs it, so `--help` answers at once.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from corpus_builder.errors import UserFacingError
 
@@ -18,6 +19,7 @@ examples:
   corpus-builder stats runs/demo/corpus                 sizes per project and variant, failures by cause
   corpus-builder show runs/demo/corpus luaH_get         one function's source beside two variants
   corpus-builder verify runs/demo/corpus                whether every shard is whole and no split leaks
+  corpus-builder verify runs/demo/corpus --rebuild 20   and whether 20 random functions can be made again
 """
 
 
@@ -55,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="A.B=C", help="override one key of the config"
     )
     corpus_option = argparse.ArgumentParser(add_help=False)
-    corpus_option.add_argument("corpus", type=Path, help="folder of a built corpus, with its index.json")
+    corpus_option.add_argument("corpus", help="folder or URL of a built corpus, with its index.json")
 
     plan = commands.add_parser("plan", parents=[config_options, json_option], help="say what would be built")
     plan.set_defaults(handler=_plan)
@@ -65,8 +67,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     build.set_defaults(handler=_build)
     stats = commands.add_parser("stats", parents=[corpus_option, json_option], help="figures of a corpus")
+    stats.add_argument("--plot", type=Path, metavar="PNG", help="draw functions by project, variant and length")
     stats.set_defaults(handler=_stats)
     verify = commands.add_parser("verify", parents=[corpus_option, json_option], help="check a corpus")
+    verify.add_argument("--rebuild", type=int, default=0, metavar="N", help="compile N random functions again")
+    verify.add_argument("--seed", type=int, default=0, help="chooses them")
+    verify.add_argument("--cache", type=Path, default=Path("~/.cache/asmtrain"), help="of fetched sources")
+    verify.add_argument("--toolchains", type=Path, default=Path("configs/toolchains.yaml"))
+    verify.add_argument("--sandbox", choices=("bwrap", "none"), default="bwrap", help="for projects' builds")
     verify.set_defaults(handler=_verify)
     show = commands.add_parser(
         "show", parents=[corpus_option], help="one function's source beside its assembly"
@@ -102,23 +110,28 @@ def _build(arguments: argparse.Namespace) -> int:
     config = load_config(CorpusConfig, arguments.config, arguments.set)
     with BuildProgress(console(stderr=True)) as progress:
         plan = plan_build(config, progress)
-        progress.note(plan.notes)
-        index = build(config, address=arguments.address, progress=progress, plan=plan)
+        progress.note([*plan.notes, *(f"{failure.unit} is left out: {failure.stage}" for failure in plan.failures)])
+        index = build(config, address=arguments.address, progress=progress, plan=plan, started=progress.started)
     if arguments.json:
         print_json(index.model_dump())
     else:
-        print_build(index.model_dump(), config.output, console())
+        print_build(index.model_dump(), str(config.output), console())
     return 0
 
 
 def _stats(arguments: argparse.Namespace) -> int:
     from corpus_builder.shards import load_index, read_shard
-    from corpus_builder.stats import summarize, tables
+    from corpus_builder.stats import plot, summarize, tables
+    from corpus_builder.storage import location
     from corpus_builder.terminal import console, print_json
 
-    index = load_index(arguments.corpus)
-    records = (record for shard in index.shards for record in read_shard(arguments.corpus / shard.name))
-    summary = summarize(index.model_dump(), (record.meta.model_dump() for record in records))
+    corpus = location(arguments.corpus)
+    index = load_index(corpus)
+    records = (record for shard in index.shards for record in read_shard(corpus / shard.name))
+    functions = ((record.meta.model_dump(), record.assembly) for record in records)
+    summary = summarize(index.model_dump(), functions)
+    if arguments.plot:
+        plot(summary, arguments.plot)
     if arguments.json:
         print_json(summary)
         return 0
@@ -128,14 +141,30 @@ def _stats(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    from corpus_builder.rebuild import rebuild
+    from corpus_builder.storage import location
     from corpus_builder.terminal import print_json
     from corpus_builder.verify import verify_corpus
 
-    problems = verify_corpus(arguments.corpus)
+    corpus = location(arguments.corpus)
+    problems = verify_corpus(corpus)
+    found: dict[str, object] = {"corpus": arguments.corpus}
+    if arguments.rebuild and not problems:
+        rebuilt = rebuild(
+            corpus,
+            arguments.rebuild,
+            seed=arguments.seed,
+            cache=arguments.cache,
+            toolchain_file=arguments.toolchains,
+            sandbox=arguments.sandbox,
+        )
+        problems = [*problems, *rebuilt.different]
+        found |= {"rebuilt": rebuilt.same, "skipped": list(rebuilt.skipped)}
+    found["problems"] = problems
     if arguments.json:
-        print_json({"corpus": str(arguments.corpus), "problems": problems})
-    elif not problems:
-        print(f"{arguments.corpus} is sound: shards whole, texts as recorded, no function in two splits")
+        print_json(found)
+    else:
+        _print_verdict(found)
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     if problems:
@@ -143,11 +172,21 @@ def _verify(arguments: argparse.Namespace) -> int:
     return 2 if problems else 0
 
 
+def _print_verdict(found: Mapping[str, Any]) -> None:
+    if not found["problems"]:
+        print(f"{found['corpus']} is sound: shards whole, texts as recorded, no function in two splits")
+    if "rebuilt" in found:
+        print(f"{found['rebuilt']} functions compiled again, byte for byte; {len(found['skipped'])} skipped")
+        for reason in found["skipped"]:
+            print(f"skipped: {reason}")
+
+
 def _show(arguments: argparse.Namespace) -> int:
     from corpus_builder.show import choose_variants, find_function, side_by_side
+    from corpus_builder.storage import location
     from corpus_builder.terminal import console
 
-    record, others = find_function(arguments.corpus, arguments.function)
+    record, others = find_function(location(arguments.corpus), arguments.function)
     variants = choose_variants(record, arguments.variants)
     if arguments.assembly:
         print(record.assembly[variants[0]], end="")

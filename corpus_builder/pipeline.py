@@ -9,6 +9,7 @@ The cost is compiling; beside it, memory of about 5 KB a function.
 """
 
 import json
+import resource
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from corpus_builder import csource
 from corpus_builder.config import CorpusConfig, DedupConfig, Project
 from corpus_builder.dedup import signatures
 from corpus_builder.errors import EmptyCorpus, ShardError
-from corpus_builder.executor import Crash, run_units
+from corpus_builder.executor import Cluster, Crash, run_units
 from corpus_builder.parts import PartHeader, encode_part, read_header
 from corpus_builder.plan import Plan, Progress, digest, part_path, plan_build, silent
 from corpus_builder.prepare import Prepared, prepare_unit
@@ -48,6 +49,9 @@ class _Part:
     data: bytes
     num_functions: int
     num_failures: int
+    assembly_bytes: int
+    compiler_s: float
+    """CPU time of the compilers, preprocessing included."""
 
 
 def build(
@@ -56,10 +60,12 @@ def build(
     address: str | None = None,
     progress: Callable[[Progress], None] = silent,
     plan: Plan | None = None,
+    started: Callable[[Cluster], None] | None = None,
 ) -> CorpusIndex:
     """Build the corpus, or return the one that is there if it is this one.
 
-    `address` is that of a Ray cluster; without it a local one is started. `plan` saves planning twice.
+    `address` is that of a Ray cluster; without it a local one is started. `plan` saves planning twice;
+    `started` is told what the units run on.
 
     Raises:
         UserFacingError: whatever stops a build; what is finished stays and is used by the next one.
@@ -71,7 +77,7 @@ def build(
     finished = _finished_build(output, marker, identity)
     if finished:
         return finished
-    crashes = _make_parts(config, plan, address=address, progress=progress)
+    crashes = _make_parts(config, plan, address=address, progress=progress, started=started)
     done = [planned for planned in plan.units if planned.unit.id not in crashes]
     headers = [read_header(part_path(output, planned.part)) for planned in done]
     progress(Progress("duplicates", 0, 1))
@@ -109,7 +115,12 @@ def _finished_build(output: Path, marker: Path, identity: str) -> CorpusIndex | 
 
 
 def _make_parts(
-    config: CorpusConfig, plan: Plan, *, address: str | None, progress: Callable[[Progress], None]
+    config: CorpusConfig,
+    plan: Plan,
+    *,
+    address: str | None,
+    progress: Callable[[Progress], None],
+    started: Callable[[Cluster], None] | None,
 ) -> dict[str, Failure]:
     """Make the parts that are missing; returns the units that no worker survived."""
     count = _Count(len(plan.units), progress)
@@ -122,14 +133,20 @@ def _make_parts(
         size=lambda task: task.unit.size_bytes,
         workers=config.workers,
         address=address,
+        started=started,
     ):
         if isinstance(result, Crash):
             crashes[task.unit.id] = _crash_failure(task.unit, result)
-            count.add(0, 1)
+            count.add(failures=1)
             continue
         with atomic_output(part_path(config.output, task.part)) as stream:
             stream.write(result.data)
-        count.add(result.num_functions, result.num_failures)
+        count.add(
+            functions=result.num_functions,
+            failures=result.num_failures,
+            assembly_bytes=result.assembly_bytes,
+            compiler_s=result.compiler_s,
+        )
     return crashes
 
 
@@ -141,15 +158,10 @@ class _Count:
         self._progress = progress
         progress(self._now)
 
-    def add(self, functions: int, failures: int, *, reused: int = 0) -> None:
+    def add(self, **more: float) -> None:
         now = self._now
-        self._now = replace(
-            now,
-            done=now.done + 1,
-            reused=now.reused + reused,
-            functions=now.functions + functions,
-            failures=now.failures + failures,
-        )
+        added = {name: getattr(now, name) + number for name, number in more.items()}
+        self._now = replace(now, done=now.done + 1, **added)
         self._progress(self._now)
 
 
@@ -159,7 +171,7 @@ def _missing_parts(config: CorpusConfig, plan: Plan, count: _Count) -> list[_Tas
     for planned in plan.units:
         header = _existing_header(part_path(config.output, planned.part))
         if header:
-            count.add(len(header.functions), len(header.failures), reused=1)
+            count.add(functions=len(header.functions), failures=len(header.failures), reused=1)
             continue
         unit, project = planned.unit, planned.project
         tasks.append(_Task(unit, project, plan.toolchains, wanted, config.dedup, planned.part))
@@ -177,17 +189,34 @@ def wanted_of(config: CorpusConfig) -> Wanted:
     )
 
 
-def _prepare(task: _Task) -> Prepared:
-    """Runs on the driver's node."""
-    return prepare_unit(task.unit, task.toolchains, task.wanted.levels, limits=task.wanted.limits)
+def _prepare(task: _Task) -> tuple[Prepared, float]:
+    """Runs on the driver's node; what it prepared, and the preprocessors' CPU time."""
+    before = _children_s()
+    prepared = prepare_unit(task.unit, task.toolchains, task.wanted.levels, limits=task.wanted.limits)
+    return prepared, _children_s() - before
 
 
-def _make_part(task: _Task, prepared: Prepared) -> _Part:
+def _make_part(task: _Task, given: tuple[Prepared, float]) -> _Part:
     """Runs on any node."""
+    prepared, preprocessor_s = given
+    before = _children_s()
     result = build_unit(task.unit, prepared, task.project, task.toolchains, task.wanted)
+    compiler_s = preprocessor_s + _children_s() - before
     tokens = [csource.source_tokens(record.source) for record in result.records]
     rows = signatures(tokens, num_perm=task.dedup.num_perm, shingle=task.dedup.shingle)
-    return _Part(encode_part(result, rows), len(result.records), len(result.failures))
+    return _Part(
+        data=encode_part(result, rows),
+        num_functions=len(result.records),
+        num_failures=len(result.failures),
+        assembly_bytes=sum(len(text) for record in result.records for text in record.assembly.values()),
+        compiler_s=compiler_s,
+    )
+
+
+def _children_s() -> float:
+    """CPU time of the processes that this one has started and waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _crash_failure(unit: Unit, crash: Crash) -> Failure:

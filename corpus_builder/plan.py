@@ -108,6 +108,9 @@ class Progress:
     failures: int = 0
     reused: int = 0
     """Units whose part an earlier build left."""
+    assembly_bytes: int = 0
+    compiler_s: float = 0.0
+    """CPU time of the compilers."""
 
 
 def silent(progress: Progress) -> None:

@@ -4,7 +4,6 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -13,13 +12,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from corpus_builder.executor import Cluster
 from corpus_builder.plan import Progress
-from corpus_builder.stats import failure_table
+from corpus_builder.stats import compiled_table, failure_table
 
 _WIDTH_OF_A_FILE = 160
 _SECONDS_BETWEEN_LINES = 10.0
 _LABELS = {
-    "sources": "fetching sources",
+    "sources": "fetching, building",
     "units": "compiling units",
     "duplicates": "finding duplicates",
     "shards": "writing shards",
@@ -71,19 +71,35 @@ class BuildProgress:
         for note in notes:
             self._screen.print(f"note: {note}", markup=False)
 
+    def started(self, cluster: Cluster) -> None:
+        """Name what the build runs on."""
+        where = f"{cluster.num_nodes} node{'s' if cluster.num_nodes > 1 else ''}, {cluster.num_cpus} CPUs"
+        self.note([f"Ray: {where}" + (f", dashboard {cluster.dashboard}" if cluster.dashboard else "")])
+
     def __call__(self, now: Progress) -> None:
         """Take in where the build stands."""
         if now.stage not in self._tasks:
             self._tasks[now.stage] = self._bar.add_task(_LABELS[now.stage], total=now.total, counts="")
             self._started = time.monotonic()
-        counts = self._counts(now) if now.stage == "units" else ""
+        counts = self._counts(now)
         self._bar.update(self._tasks[now.stage], completed=now.done, total=now.total, counts=counts)
         self._print_line(now, counts)
 
     def _counts(self, now: Progress) -> str:
-        rate = (now.done - now.reused) / max(time.monotonic() - self._started, 1e-9)
+        failures = f"  {now.failures:,} failures" if now.failures else ""
+        if now.stage != "units":
+            return failures.strip()
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        rate = (now.done - now.reused) / seconds
         reused = f"  {now.reused:,} reused" if now.reused else ""
-        return f"{rate:.1f}/s  {now.functions:,} functions  {now.failures:,} failures{reused}"
+        made = f"{now.functions:,} functions  {now.assembly_bytes / 1e6:,.0f} MB"
+        return f"{rate:.1f}/s  {made}{failures}{reused}{self._left(now, rate)}"
+
+    def _left(self, now: Progress, rate: float) -> str:
+        """The time left, where no bar shows it. The largest units come first, so it will rather be less."""
+        if self._screen.is_terminal or not rate or now.done == now.total:
+            return ""
+        return f"  {(now.total - now.done) / rate / 60:.0f} min left"
 
     def _print_line(self, now: Progress, counts: str) -> None:
         if self._screen.is_terminal:
@@ -95,7 +111,7 @@ class BuildProgress:
         self._screen.print(f"{_LABELS[now.stage]} {now.done}/{now.total}  {counts}".rstrip(), markup=False)
 
 
-def print_build(index: Mapping[str, Any], output: Path, screen: Console) -> None:
+def print_build(index: Mapping[str, Any], output: str, screen: Console) -> None:
     """What a finished build gave."""
     totals = index["totals"]
     dropped = ", ".join(f"{totals[f'dropped_{reason}']:,} {reason}" for reason in ("exact", "body", "near"))
@@ -108,21 +124,29 @@ def print_build(index: Mapping[str, Any], output: Path, screen: Console) -> None
         "duplicates dropped": dropped,
         "assembly": f"{totals['assembly_bytes'] / 1e6:,.1f} MB",
         "shards": f"{totals['shard_bytes'] / 1e6:,.1f} MB in {len(index['shards'])} files",
-        "folder": str(output),
+        "folder": output,
     }
     for name, value in rows.items():
         table.add_row(name, value)
     screen.print(table)
+    if index["compiled"]:
+        screen.print(compiled_table(index["compiled"]))
     screen.print(failure_table(index["failures"]))
 
 
 def print_plan(summary: Mapping[str, Any], screen: Console) -> None:
     """What a build would do."""
-    projects = Table("project", "version", "license", "split", "units", "KiB of C", title="Projects")
+    projects = Table("project", "version", "license", "split", "built", "units", "KiB of C", title="Projects")
     for name, project in summary["projects"].items():
         size = f"{project['source_bytes'] / 1024:,.0f}"
         projects.add_row(
-            name, project["version"], project["license"], project["split"], str(project["units"]), size
+            name,
+            project["version"],
+            project["license"],
+            project["split"],
+            _how_built(project["builds"]),
+            str(project["units"]),
+            size,
         )
     toolchains = Table("toolchain", "version", title="Toolchains")
     for name, version in summary["toolchains"].items():
@@ -131,7 +155,18 @@ def print_plan(summary: Mapping[str, Any], screen: Console) -> None:
     screen.print(toolchains)
     for note in summary["notes"]:
         screen.print(f"note: {note}", markup=False)
+    for failure in summary["failures"]:
+        last = failure["tail"].strip().rpartition("\n")[2]
+        screen.print(f"left out: {failure['unit']}: {failure['stage']}, {failure['cause']}: {last}", markup=False)
     screen.print(
         f"{summary['units']:,} units x {summary['variants']} variants (toolchain x level)"
         f" = {summary['compilations']:,} compilations"
     )
+
+
+def _how_built(builds: Mapping[str, Mapping[str, Any]]) -> str:
+    """`autotools, cross`; instruction sets are named where they differ."""
+    ways = {isa: ", ".join(filter(None, (way.get("system"), way["mode"]))) for isa, way in builds.items()}
+    if len(set(ways.values())) == 1:
+        return next(iter(ways.values()))
+    return "; ".join(f"{isa}: {way}" for isa, way in sorted(ways.items()))
