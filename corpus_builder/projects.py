@@ -8,16 +8,21 @@ Cost: the project's own build, once for each instruction set; everything is kept
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from corpus_builder.capture import CaptureFailure, capture_project, units_of_captures
-from corpus_builder.commands import units_of_compile_commands
-from corpus_builder.config import Build, CorpusConfig, DebianSource, Project
-from corpus_builder.errors import ConfigError, SourceError, TamperedSource
+from corpus_builder.capture import (
+    Builder,
+    CaptureFailure,
+    capture_project,
+    units_of_captures,
+    units_of_database,
+)
+from corpus_builder.config import CorpusConfig, DebianSource, Project
+from corpus_builder.errors import SourceError, TamperedSource
 from corpus_builder.licenses import is_permissive, project_license
-from corpus_builder.record import Failure, Unit
+from corpus_builder.record import Failure, FailureCause, FailureStage, Unit
 from corpus_builder.sources import content_sha256, fetch, units_of
 from corpus_builder.split import file_hashes
 from corpus_builder.toolchain import Toolchain
@@ -66,38 +71,62 @@ def resolve_project(
     content = content_sha256(project, root)
     resolved = ResolvedProject(project, root, content=(content,), files=file_hashes(root))
     if project.recipe is not None:
-        return _replace(resolved, units_of(project, root, isas), dict.fromkeys(isas, {"mode": "recipe"}))
-    if project.compile_commands is not None:
-        units = units_of_compile_commands(project, root, isas)
-        return _replace(resolved, units, dict.fromkeys(isas, {"mode": "compile_commands"}))
-    return _captured(resolved, root, config, toolchains)
+        units = units_of(project, root, isas)
+        return replace(resolved, units=tuple(units), builds={isa: {"mode": "recipe"} for isa in isas})
+    try:
+        if project.compile_commands is None:
+            return _captured(resolved, root, isas, _builder(config, toolchains))
+        units = units_of_database(project, root, isas)
+    except SourceError as error:
+        return replace(resolved, failures=(_failure(project, "capture", error.message),))
+    return replace(resolved, units=tuple(units), builds={isa: {"mode": "database"} for isa in isas})
+
+
+def _completed(project: Project, root: Path) -> Project:
+    """The project with what its config leaves to the source."""
+    version = project.version
+    if not version and isinstance(project.source, DebianSource):
+        version = project.source.version
+    return project.model_copy(update={"version": version, "license": project_license(project, root)})
+
+
+def _builder(config: CorpusConfig, toolchains: Sequence[Toolchain]) -> Builder:
+    """Projects are built by the first gcc of the config for each instruction set, where there is one."""
+    compilers: dict[str, str] = {}
+    for toolchain in toolchains:
+        if toolchain.family == "gcc":
+            compilers.setdefault(toolchain.isa, toolchain.command[0])
+    return Builder(config.cache, config.build_limits, config.sandbox, compilers=compilers)
 
 
 def _captured(
-    resolved: ResolvedProject, root: Path, config: CorpusConfig, toolchains: Sequence[Toolchain]
+    resolved: ResolvedProject, root: Path, isas: Sequence[str], builder: Builder
 ) -> ResolvedProject:
-    """The project with the commands of its own build, or with the failure to learn any."""
-    captures = capture_project(
-        resolved.project,
-        root,
-        content=resolved.content[0],
-        compilers=build_compilers(toolchains),
-        cache=config.cache,
-        limits=config.build_limits,
-        sandbox=config.sandbox,
+    """The project with the commands of its own build, or with the failures to learn any."""
+    project = resolved.project
+    made = capture_project(project, root, isas, content_id=resolved.content[0], builder=builder)
+    builds = {isa: capture.summary() for isa, capture in made.captures.items()}
+    folders = sorted({capture.root.parent.name for capture in made.captures.values()})
+    return replace(
+        resolved,
+        units=tuple(units_of_captures(project.name, made.captures)),
+        builds=builds,
+        content=(*resolved.content, *folders),
+        failures=tuple(_capture_failure(project, item) for item in made.failures),
     )
-    failed = [capture for capture in captures.values() if isinstance(capture, CaptureFailure)]
-    good = {isa: item for isa, item in captures.items() if not isinstance(item, CaptureFailure)}
-    rows = tuple(_capture_failure(resolved.project, failure) for failure in failed)
-    builds = {isa: capture.summary() for isa, capture in good.items()}
-    done = _replace(resolved, units_of_captures(resolved.project, good), builds)
-    identities = sorted(capture.id for capture in good.values())
-    return replace(done, content=(*resolved.content, *identities), failures=rows)
 
 
-def build_compilers(toolchains: Sequence[Toolchain]) -> dict[str, Toolchain]:
-    """For each instruction set the compiler that its projects are built with: gcc where there is one."""
-    chosen: dict[str, Toolchain] = {}
-    for toolchain in sorted(toolchains, key=lambda item: item.family != "gcc"):
-        chosen.setdefault(toolchain.isa, toolchain)
-    return chosen
+def _failure(project: Project, stage: FailureStage, said: str) -> Failure:
+    return Failure(unit=project.name, variant="", stage=stage, cause="error", exit=0, command="", tail=said)
+
+
+def _capture_failure(project: Project, failed: CaptureFailure) -> Failure:
+    return Failure(
+        unit=project.name,
+        variant=failed.isa,
+        stage="capture",
+        cause=cast(FailureCause, failed.cause),
+        exit=failed.exit,
+        command=failed.command,
+        tail=failed.tail,
+    )

@@ -15,11 +15,30 @@ TOOLS=(
   "qemu-aarch64 qemu-user"
   "bwrap bubblewrap"
   "zstd zstd"
+  "riscv64-linux-gnu-gcc gcc-riscv64-linux-gnu"
+  "riscv64-linux-gnu-as binutils-riscv64-linux-gnu"
+  # What projects' own builds use, and Debian's source packages.
+  "make make"
+  "cmake cmake"
+  "meson meson"
+  "ninja ninja-build"
+  "autoconf autoconf"
+  "automake automake"
+  "libtoolize libtool"
+  "pkg-config pkg-config"
+  "bison bison"
+  "flex flex"
+  "m4 m4"
+  "patch patch"
+  "git git"
+  "bear bear"
+  "dpkg-source dpkg-dev"
 )
 # Headers have no command of their own.
 FILES=(
   "/usr/include/stdio.h libc6-dev"
   "/usr/aarch64-linux-gnu/include/stdio.h libc6-dev-arm64-cross"
+  "/usr/riscv64-linux-gnu/include/stdio.h libc6-dev-riscv64-cross"
 )
 
 missing_packages() {
