@@ -28,9 +28,12 @@ ResultT = TypeVar("ResultT")
 
 _RETRIES = 3
 _IN_FLIGHT_PER_CPU = 2
-_OBJECT_STORE_BYTES = 512 << 20
+_STORE_BYTES_PER_CPU = 64 << 20
+_SMALLEST_STORE_BYTES = 512 << 20
 _STORE_SHARE = 0.5
 """Of the object store on the driver's node, for what is prepared; results need room as well."""
+_UNMEASURED = 2
+"""Tasks to prepare at a time until the size of one is known."""
 _POLL_S = 0.05
 _REFRESH_S = 5.0
 
@@ -108,7 +111,7 @@ class _Flight:
         # Ray does not count tasks that take no CPU, so a node without any is bound by its real ones.
         own = node["Resources"]
         self._most_preparing = _IN_FLIGHT_PER_CPU * int(own.get("CPU", 0) or os.cpu_count() or 1)
-        self._most_bytes = _STORE_SHARE * own.get("object_store_memory", _OBJECT_STORE_BYTES)
+        self._most_bytes: float = _STORE_SHARE * own["object_store_memory"]
         self._running: dict[Any, Any] = {}
         """Reference of the result to task."""
         self._preparing: dict[Any, Any] = {}
@@ -134,10 +137,13 @@ class _Flight:
             return True
         if len(self._running) >= (self._bound or _IN_FLIGHT_PER_CPU * self._count_cpus()):
             return False
+        if self._prepare is None:
+            return True
+        if len(self._preparing) >= (self._most_preparing if self._recent else _UNMEASURED):
+            return False
         # Tasks of about the same size follow each other, so the latest ones tell what the next will need.
         expected = max(self._recent, default=0) * (len(self._preparing) + 1)
-        enough = sum(self._bytes.values()) + expected <= self._most_bytes
-        return enough and len(self._preparing) < self._most_preparing
+        return sum(self._bytes.values()) + expected <= self._most_bytes
 
     def _submit(self, task: Any) -> None:
         if self._prepare is None:
@@ -211,15 +217,15 @@ def _on_node(ray: Any, prepare: Callable[[Any], Any], node: dict[str, Any]) -> A
 def _outcome(ray: Any, reference: Any) -> Any:
     try:
         return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        while isinstance(cause, ray.exceptions.RayTaskError):  # raised by `prepare`
+    except ray.exceptions.RayError as error:
+        cause: BaseException = error
+        while isinstance(cause, ray.exceptions.RayTaskError):  # one in another, where `prepare` failed
             cause = cause.cause
         if isinstance(cause, UserFacingError):
             raise cause from None
+        if isinstance(cause, ray.exceptions.RayError):
+            return _Died(type(cause).__name__)
         return Crash(" ".join(str(cause).split()) or type(cause).__name__)
-    except ray.exceptions.RayError as error:
-        return _Died(type(error).__name__)
 
 
 @contextlib.contextmanager
@@ -228,14 +234,16 @@ def _ray(workers: int, address: str | None) -> Iterator[tuple[Any, Cluster]]:
     # Ray reads these when it is imported: no usage reports, no progress lines, no notice on accelerators.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # What Ray says of a worker's death goes to stdout, which may be a command's JSON; it is in Ray's logs.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     # A unit too large for the machine must become a counted failure, not be tried for ever.
     os.environ.setdefault("RAY_task_oom_retries", str(_RETRIES))
     import ray
 
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if address is None:
-        quiet |= {"num_cpus": workers or None, "object_store_memory": _OBJECT_STORE_BYTES}
-        quiet |= {"include_dashboard": False}
+        store = max(_SMALLEST_STORE_BYTES, _STORE_BYTES_PER_CPU * (workers or os.cpu_count() or 1))
+        quiet |= {"num_cpus": workers or None, "object_store_memory": store, "include_dashboard": False}
     elif address.startswith("ray://"):
         raise ConfigError(
             f"--address {address} is a Ray Client's: tasks could not read this machine's sources",

@@ -2,14 +2,16 @@
 
 import itertools
 import os
+import re
 import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from corpus_builder.errors import ConfigError, SourceError
-from corpus_builder.executor import Crash, run_units
+from corpus_builder.executor import Cluster, Crash, run_units
 
 
 def square(number: int) -> int:
@@ -45,6 +47,37 @@ def stamp(folder: str) -> tuple[float, float]:
     return start, time.time()
 
 
+def text_of(name: str) -> str:
+    return Path(name).read_text()
+
+
+def add_text(name: str, text: str) -> str:
+    return f"{name}: {text}"
+
+
+def add(number: int, prepared: int) -> int:
+    return number + prepared
+
+
+def megabytes(number: int) -> np.ndarray:
+    return np.full(30 << 20, number, dtype=np.uint8)
+
+
+def check_all(number: int, prepared: np.ndarray) -> bool:
+    time.sleep(0.1)
+    return bool((prepared == number).all())
+
+
+def num_spilled_mib(address: str) -> int:
+    """What Ray has written to disk so far, as its nodes count it."""
+    # Not before the cluster's token is in the environment, where ray looks when it is imported.
+    from ray._private.internal_api import memory_summary
+
+    summary: str = memory_summary(address, stats_only=True)
+    found = re.search(r"Spilled (\d+) MiB", summary)
+    return int(found.group(1)) if found else 0
+
+
 def run(tasks: list[int], function: object, address: str, workers: int = 2) -> dict[int, object]:
     return dict(run_units(tasks, function, size=int, workers=workers, address=address))  # type: ignore[arg-type]
 
@@ -62,9 +95,12 @@ def test_an_exception_is_the_result_of_its_task_alone(ray_address: str) -> None:
     assert results == {1: 1, 2: 2, 3: Crash("three is too much"), 4: 4}
 
 
-def test_a_task_that_kills_its_workers_is_a_crash(ray_address: str) -> None:
+def test_a_task_that_kills_its_workers_is_a_crash(
+    ray_address: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     results = run([1, 2, 3, 4], die_at_three, ray_address)
     assert results == {1: 1, 2: 2, 3: Crash("WorkerCrashedError"), 4: 4}
+    assert capfd.readouterr().out == ""  # it is a command's JSON
 
 
 def test_a_worker_that_dies_once_is_replaced(ray_address: str, tmp_path: Path) -> None:
@@ -97,3 +133,51 @@ def test_a_cluster_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ConfigError, match="cannot reach Ray at nonsense") as caught:
         run([1], square, "nonsense")
     assert "ray start --head" in caught.value.remedy
+
+
+def test_what_is_prepared_is_the_second_argument(
+    ray_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the driver's working directory, which is not the one that Ray was started in."""
+    monkeypatch.chdir(tmp_path)
+    names = [f"{number}.c" for number in range(5)]
+    for name in names:
+        Path(name).write_text(f"text of {name}")
+    results = dict(run_units(names, add_text, size=len, prepare=text_of, address=ray_address))
+    assert results == {name: f"{name}: text of {name}" for name in names}
+
+
+@pytest.mark.parametrize(
+    ("prepare", "reason"), [(fail_at_three, "three is too much"), (die_at_three, "WorkerCrashedError")]
+)
+def test_a_task_that_cannot_be_prepared_is_a_crash(ray_address: str, prepare: object, reason: str) -> None:
+    results = dict(run_units([1, 2, 3, 4], add, size=int, prepare=prepare, address=ray_address))  # type: ignore[arg-type]
+    assert results == {1: 2, 2: 4, 3: Crash(reason), 4: 8}
+
+
+def test_a_users_mistake_while_preparing_stops_everything(ray_address: str) -> None:
+    with pytest.raises(SourceError, match="no 7") as caught:
+        list(run_units([7], add, size=int, prepare=user_mistake, address=ray_address))
+    assert caught.value.remedy == "give another"
+
+
+def test_more_is_prepared_than_the_object_store_holds_and_nothing_spills(ray_address: str) -> None:
+    """450 MB pass through a store of 100 MB; the four tasks in flight on two CPUs would not fit."""
+    results = run_units(range(15), check_all, size=int, prepare=megabytes, address=ray_address)
+    done = dict(itertools.islice(results, 14))
+    spilled = num_spilled_mib(ray_address)
+    done |= dict(results)
+    assert done == dict.fromkeys(range(15), True)
+    assert spilled == 0
+
+
+def test_the_cluster_is_told(ray_address: str) -> None:
+    told: list[Cluster] = []
+    list(run_units([1], square, size=int, address=ray_address, started=told.append))
+    assert told == [Cluster(num_nodes=1, num_cpus=2, dashboard="")]
+
+
+def test_a_ray_client_is_refused_in_one_line() -> None:
+    with pytest.raises(ConfigError, match="ray://head:10001") as caught:
+        run([1], square, "ray://head:10001")
+    assert "on a node of the cluster" in caught.value.remedy
