@@ -1,31 +1,40 @@
 """Pinned sources: a project's configuration in, a folder of verified C files and its units out.
 
-Archives are kept in the cache under their sha256 and checked against it before anything is unpacked; nothing
-of a fetched project is executed. Invariant: a folder that `fetch` returns is whole and is exactly what the
-config pins, because trees are unpacked under a temporary name and renamed. A folder given as `path` is used
-in place and never written to. Everything costs network or disk once; a second call reads one folder entry.
+Archives are kept in the cache under their sha256 and checked against it before anything is unpacked; a commit
+is its own checksum; Debian packages are checked by apt (`debian.py`). Nothing of a project is executed.
+Invariant: a folder that `fetch` returns is whole and is exactly what the config pins, because trees are
+unpacked under a temporary name and renamed. A folder given as `path` is used in place and never written to.
+Everything costs network or disk once; a second call reads one folder entry.
 """
 
-import errno
 import hashlib
 import json
 import os
-import shutil
 import tarfile
 import tempfile
 import time
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-from corpus_builder.config import ArchiveSource, PathSource, Project, PypiSource
+from corpus_builder import debian, git
+from corpus_builder.config import (
+    ArchiveSource,
+    DebianSource,
+    GitSource,
+    PathSource,
+    Project,
+    PypiSource,
+    Recipe,
+)
 from corpus_builder.errors import ConfigError, OutputError, SourceError, TamperedSource
 from corpus_builder.package_index import open_url, sdist_url, without_credentials
-from corpus_builder.record import Unit
+from corpus_builder.record import Command, Unit
+from corpus_builder.trees import new_folder, sha256_of
 
 _ATTEMPTS = 3
 _PAUSE_S = 1.0
@@ -46,9 +55,9 @@ def fetch(project: Project, cache: Path) -> Path:
     cache = cache.expanduser()
     tree = cache / "sources" / f"{project.name}-{_tree_id(project)}"
     if not tree.is_dir():
-        with _output_errors(cache):
-            archive = _verified_archive(project, project.source, cache / "archives")
-            _unpack(archive, tree, project)
+        with _output_errors(cache), new_folder(tree) as folder:
+            _fill(project, folder, cache)
+            _write_files(project, folder)
     return tree.resolve()
 
 
@@ -59,17 +68,17 @@ def content_sha256(project: Project, root: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(path for path in root.rglob("*") if ".git" not in path.parts and path.is_file()):
         digest.update(f"{path.relative_to(root).as_posix()}\0".encode("utf-8", "surrogateescape"))
-        digest.update(_sha256_of(path).encode())
+        digest.update(sha256_of(path).encode())
     return digest.hexdigest()
 
 
-def units_of(project: Project, root: Path) -> list[Unit]:
-    """The C files of the recipe with their compiler flags, sorted by path.
+def units_of(project: Project, root: Path, isas: Sequence[str]) -> list[Unit]:
+    """The C files of the recipe, compiled alike for each instruction set, sorted by path.
 
     Raises:
         ConfigError: a glob matches nothing, an include folder is missing, or a flag sets the -O level.
     """
-    recipe = project.recipe
+    recipe = _recipe(project)
     base = recipe_root(project, root)
     files: set[Path] = set()
     for pattern in recipe.sources:
@@ -84,13 +93,16 @@ def units_of(project: Project, root: Path) -> list[Unit]:
         excluded = _matches(project, base, pattern)
         files = {path for path in files if path not in excluded and not excluded.intersection(path.parents)}
     flags = _unit_flags(project, base)
-    names = {path.relative_to(base).as_posix(): path.stat().st_size for path in files}
-    return [Unit(project.name, base, name, flags, names[name]) for name in sorted(names)]
+    sizes = {path.relative_to(base).as_posix(): path.stat().st_size for path in files}
+    return [
+        Unit(project.name, name, dict.fromkeys(isas, Command(base, ".", name, flags)), sizes[name])
+        for name in sorted(sizes)
+    ]
 
 
 def recipe_root(project: Project, root: Path) -> Path:
     """The one folder that `recipe.root` names inside the source; raises ConfigError unless there is one."""
-    pattern = project.recipe.root
+    pattern = _recipe(project).root
     folders = [root] if pattern == "." else [p for p in _matches(project, root, pattern) if p.is_dir()]
     if len(folders) != 1:
         found = ", ".join(sorted(path.relative_to(root).as_posix() for path in folders)) or "none"
@@ -99,6 +111,11 @@ def recipe_root(project: Project, root: Path) -> Path:
             remedy="give the folder's path inside the archive, or a glob that matches only it",
         )
     return folders[0]
+
+
+def _recipe(project: Project) -> Recipe:
+    assert project.recipe is not None, "only a project with a recipe has units of its own"
+    return project.recipe
 
 
 def _matches(project: Project, base: Path, pattern: str) -> set[Path]:
@@ -112,7 +129,7 @@ def _matches(project: Project, base: Path, pattern: str) -> set[Path]:
 
 
 def _unit_flags(project: Project, base: Path) -> tuple[str, ...]:
-    recipe = project.recipe
+    recipe = _recipe(project)
     for folder in recipe.include:
         if not (base / folder).is_dir():
             raise ConfigError(
@@ -133,7 +150,7 @@ def _folder_in_place(project: Project, source: PathSource) -> Path:
     folder = source.path.expanduser()
     if not folder.is_dir():
         raise SourceError(f"project {project.name}: folder {folder} does not exist", remedy="check the path")
-    if project.recipe.files:
+    if project.recipe and project.recipe.files:
         raise ConfigError(
             f"project {project.name}: recipe.files cannot be written into {folder}, which is used in place",
             remedy="put the files there yourself, or give the source as an archive",
@@ -142,9 +159,16 @@ def _folder_in_place(project: Project, source: PathSource) -> Path:
 
 
 def _tree_id(project: Project) -> str:
-    source = project.source
+    source, recipe = project.source, project.recipe
     assert not isinstance(source, PathSource)
-    parts = [source.sha256, project.recipe.root, sorted(project.recipe.files.items())]
+    parts: list[object]
+    if isinstance(source, GitSource):
+        parts = [source.commit]
+    elif isinstance(source, DebianSource):
+        parts = [source.package, source.version]
+    else:
+        parts = [source.sha256]
+    parts += [recipe.root, sorted(recipe.files.items())] if recipe else []
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -154,10 +178,10 @@ def _verified_archive(project: Project, source: PypiSource | ArchiveSource, fold
         local = Path(source.location).expanduser()
         if not local.is_file():
             raise SourceError(f"project {project.name}: {local} does not exist", remedy="check `location`")
-        _check_sha256(project, str(local), source.sha256, _sha256_of(local))
+        _check_sha256(project, str(local), source.sha256, sha256_of(local))
         return local
     cached = folder / source.sha256
-    if cached.is_file() and _sha256_of(cached) == source.sha256:
+    if cached.is_file() and sha256_of(cached) == source.sha256:
         return cached
     folder.mkdir(parents=True, exist_ok=True)
     url = source.location if isinstance(source, ArchiveSource) else sdist_url(source.package, source.version)
@@ -207,28 +231,25 @@ def _copy(url: str, target: Path) -> str:
     return digest.hexdigest()
 
 
-def _sha256_of(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _fill(project: Project, folder: Path, cache: Path) -> None:
+    """Put the pinned source into an empty folder."""
+    source = project.source
+    if isinstance(source, GitSource):
+        git.checkout(source, folder)
+    elif isinstance(source, DebianSource):
+        debian.unpack(source, folder, cache=cache)
+    else:
+        assert not isinstance(source, PathSource)
+        _extract(_verified_archive(project, source, cache / "archives"), folder, project)
 
 
-def _unpack(archive: Path, tree: Path, project: Project) -> None:
-    tree.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=tree.parent, prefix=".unpack-"))
-    try:
-        _extract(archive, temporary, project)
-        base = recipe_root(project, temporary)
-        for name, text in project.recipe.files.items():
-            _inside(base, name, project).parent.mkdir(parents=True, exist_ok=True)
-            (base / name).write_text(text, encoding="utf-8")
-        temporary.chmod(0o755)
-        os.replace(temporary, tree)
-    except OSError as error:
-        # Another build may have put the same tree there meanwhile.
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def _write_files(project: Project, folder: Path) -> None:
+    if project.recipe is None:
+        return
+    base = recipe_root(project, folder)
+    for name, text in project.recipe.files.items():
+        _inside(base, name, project).parent.mkdir(parents=True, exist_ok=True)
+        (base / name).write_text(text, encoding="utf-8")
 
 
 def _extract(archive: Path, folder: Path, project: Project) -> None:
