@@ -1,159 +1,304 @@
 """From parts to a corpus: what dedup keeps, in shards, under an index.
 
-In: the headers and records of all parts. Out: shards, `failures.jsonl` and, last, `index.json`. Shards are
+In: the parts of all units. Out: shards, licence texts, `failures.jsonl` and, last, `index.json`. They are
 made in `work/shards` and moved into place when all are whole; a corpus of an earlier build stays readable
 until then.
 Invariant: the bytes depend on the parts and the config alone. One pass over the parts' headers, one over
-their records, of which a single one is in memory.
+their samples. Memory is fixed (`dedup`, one sample for each shard that is being written) but for the plan's
+own list of units.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import IO, Any
 
-from corpus_builder.config import SPLITS, CorpusConfig, DedupConfig
-from corpus_builder.dedup import Duplicates, find_duplicates
-from corpus_builder.errors import OutputError
-from corpus_builder.parts import PartHeader, read_records
-from corpus_builder.plan import Plan, Progress, part_path
-from corpus_builder.record import Failure, FunctionRecord
-from corpus_builder.shards import CorpusIndex, ShardEntry, atomic_output, write_index, write_shard
+from corpus_builder.config import SPLITS, CorpusConfig, ShardConfig
+from corpus_builder.dedup import Batch, Duplicates, find_duplicates
+from corpus_builder.errors import EmptyCorpus, OutputError
+from corpus_builder.parts import read_header, read_samples
+from corpus_builder.plan import Plan, PlannedUnit, Progress
+from corpus_builder.record import Failure
+from corpus_builder.shards import CorpusIndex, Sample, ShardEntry, write_index, write_samples
+from corpus_builder.storage import Location, atomic_output, publish
 
 FAILURES_FILE = "failures.jsonl"
+# Compressing leaves Python's lock free, copying members does not: more threads than this find nothing to do.
+_MAX_THREADS = 4
 
 
-@dataclass(frozen=True)
-class Kept:
-    """What goes into the shards: which unit's record of a function, and what dedup said."""
-
-    owners: dict[str, str]
-    """Function key to the id of the unit whose record is used."""
-    duplicates: Duplicates
-
-
-def find_kept(headers: Sequence[PartHeader], plan: Plan, config: DedupConfig) -> Kept:
-    """A function met in several units belongs to the first of them; then duplicates are dropped."""
-    owners: dict[str, str] = {}
-    items = []
-    for header in headers:
-        split = plan.splits[header.unit.partition("/")[0]]
-        for item in header.functions:
-            if item.key not in owners:
-                owners[item.key] = header.unit
-                items.append(replace(item, split=split))
-    return Kept(owners, find_duplicates(items, threshold=config.threshold, num_perm=config.num_perm))
-
-
-def _records_of(output: Path, plan: Plan, kept: Kept, split: str) -> Iterator[FunctionRecord]:
-    """A split's records, units in the order of their hash so that projects are mixed."""
-    chosen = [planned for planned in plan.units if plan.splits[planned.project.name] == split]
-    chosen.sort(key=lambda planned: hashlib.sha256(planned.unit.id.encode()).digest())
-    units_with_records = set(kept.owners.values())
-    for planned in chosen:
-        if planned.unit.id not in units_with_records:
-            continue
-        for record in read_records(part_path(output, planned.part)):
-            cluster = kept.duplicates.clusters.get(record.key)
-            if cluster is not None and kept.owners[record.key] == planned.unit.id:
-                meta = record.meta.model_copy(update={"split": split, "cluster": cluster})
-                yield replace(record, meta=meta)
-
-
-class _Tally:
-    """Counts records on their way into the shards."""
-
-    def __init__(self) -> None:
-        self.functions: Counter[str] = Counter()
-        self.variants = 0
-        self.assembly_bytes = 0
-
-    def watch(self, records: Iterable[FunctionRecord]) -> Iterator[FunctionRecord]:
-        for record in records:
-            self.functions[record.meta.project] += 1
-            self.variants += len(record.assembly)
-            self.assembly_bytes += sum(len(text.encode()) for text in record.assembly.values())
-            yield record
-
-
-def write_corpus(
+def publish_corpus(
     config: CorpusConfig,
     plan: Plan,
-    kept: Kept,
-    failures: Sequence[Failure],
+    *,
+    work: Path,
+    target: Location,
+    crashes: Mapping[str, Failure],
     progress: Callable[[Progress], None],
 ) -> CorpusIndex:
-    """Write the shards, the failures and the index, and put them in place together.
+    """Make the corpus from the parts in `work/parts` and put it in the place of the one at `target`.
+
+    `crashes` are the units without a part: id to what is reported of it.
 
     Raises:
-        OutputError: the disk is full, or the folder cannot be written.
+        EmptyCorpus: no unit gave a function; `failures.jsonl` at the target says why.
+        OutputError: the disk is full, or the target cannot be written.
+        ShardError: a part is damaged.
     """
-    staging = config.output / "work" / "shards"
+    staging = work / "shards"
     shutil.rmtree(staging, ignore_errors=True)
-    tally = _Tally()
-    total = len(kept.duplicates.clusters)
-    entries: list[ShardEntry] = []
-    for split in SPLITS:
-        records = tally.watch(_records_of(config.output, plan, kept, split))
-        for number, batch in enumerate(_batches(records, config.shards.samples)):
-            path = staging / f"{split}-{number:05d}.{config.shards.format}"
-            entries.append(write_shard(path, split, batch, zstd_level=config.shards.zstd_level))
-            progress(Progress("shards", tally.functions.total(), total))
-    index = _index(config, plan, kept, failures, tally, entries)
+    order = _writing_order(plan)
+    with _empty_folder(work / "dedup") as folder, atomic_output(staging / FAILURES_FILE) as stream:
+        log = _FailureLog(stream, [*plan.failures, *crashes.values()])
+        progress(Progress("duplicates", 0, len(plan.units)))
+        batches = _batches(plan, order, work=work, crashes=crashes, log=log, progress=progress)
+        with find_duplicates(
+            batches, folder=folder, threshold=config.dedup.threshold, num_perm=config.dedup.num_perm
+        ) as duplicates:
+            ordered = [plan.units[number] for number in order]
+            slices = _slices(ordered, plan, duplicates, work)
+            written = _write_shards(staging, slices, config.shards, duplicates.num_kept, progress)
+            dropped = duplicates.num_dropped()
+    if not written.entries:
+        _write_file(target / FAILURES_FILE, (staging / FAILURES_FILE).read_bytes())
+        raise _empty_corpus(plan, log.counts, target / FAILURES_FILE)
+    _write_licenses(staging, plan)
+    index = _index(config, plan, written, dropped, log.counts)
     write_index(staging, index)
-    write_failures(staging, failures)
-    _publish(staging, config.output, index)
+    publish(staging, target)
     return index
 
 
-def _batches(records: Iterator[FunctionRecord], size: int) -> Iterator[Iterator[FunctionRecord]]:
-    """Consecutive runs of up to `size` records, none of them empty; each must be used up before the next."""
-    for first in records:
-        yield _up_to(first, records, size)
+def _writing_order(plan: Plan) -> list[int]:
+    """The units' numbers, split after split, in the order of their hash so that projects are mixed."""
+
+    def place(number: int) -> tuple[int, bytes]:
+        unit = plan.units[number].unit
+        return SPLITS.index(plan.splits[unit.project]), hashlib.sha256(unit.id.encode()).digest()
+
+    return sorted(range(len(plan.units)), key=place)
 
 
-def _up_to(first: FunctionRecord, rest: Iterator[FunctionRecord], size: int) -> Iterator[FunctionRecord]:
-    yield first
-    for _ in range(size - 1):
-        record = next(rest, None)
-        if record is None:
-            return
-        yield record
-
-
-def _publish(staging: Path, output: Path, index: CorpusIndex) -> None:
-    """Put the new corpus in the old one's place: the index goes first and comes back last."""
+@contextmanager
+def _empty_folder(path: Path) -> Iterator[Path]:
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
     try:
-        (output / "index.json").unlink(missing_ok=True)
-        names = {shard.name for shard in index.shards}
-        for split in SPLITS:
-            for stale in output.glob(f"{split}-[0-9]*.tar*"):
-                if stale.name not in names:
-                    stale.unlink()
-        for name in (*sorted(names), FAILURES_FILE, "index.json"):
-            os.replace(staging / name, output / name)
-        staging.rmdir()
-    except OSError as error:
-        raise OutputError(
-            f"cannot put the shards into {output}: {error.strerror}",
-            remedy="check the folder's permissions; the same command goes on from there",
-        ) from error
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+class _FailureLog:
+    """Writes failures as they come, in the order of units, and counts them by class."""
+
+    def __init__(self, stream: IO[bytes], others: Iterable[Failure]) -> None:
+        self._stream = stream
+        self._others = deque(sorted(others, key=_failure_order))
+        self._counts: Counter[str] = Counter()
+
+    def add(self, unit: str, failures: Iterable[Failure]) -> None:
+        """Write one unit's failures, and those of the others that stand before its end."""
+        rows = list(failures)
+        while self._others and self._others[0].unit <= unit:
+            rows.append(self._others.popleft())
+        self._write(rows)
+
+    def finish(self) -> None:
+        """Write what is left of the others."""
+        self._write(list(self._others))
+        self._others.clear()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """`variant prefix/stage/cause` to the number of units it struck; `all` where no one toolchain did."""
+        return dict(sorted(self._counts.items()))
+
+    def _write(self, rows: list[Failure]) -> None:
+        self._counts.update(name for _, name in {(row.unit, _failure_class(row)) for row in rows})
+        for row in sorted(rows, key=_failure_order):
+            self._stream.write(json.dumps(asdict(row)).encode() + b"\n")
+
+
+def _failure_order(failure: Failure) -> tuple[str, ...]:
+    return failure.unit, failure.variant, failure.stage, failure.cause
+
+
+def _failure_class(failure: Failure) -> str:
+    prefix = ".".join(failure.variant.split(".")[:2]) or "all"
+    return f"{prefix}/{failure.stage}/{failure.cause}"
+
+
+def _batches(
+    plan: Plan,
+    order: Sequence[int],
+    *,
+    work: Path,
+    crashes: Mapping[str, Failure],
+    log: _FailureLog,
+    progress: Callable[[Progress], None],
+) -> Iterator[Batch]:
+    """What dedup needs of each unit: sorted by id, as a function met in several is the first one's."""
+    places = sorted(range(len(order)), key=order.__getitem__)
+    for number, planned in enumerate(plan.units):
+        if planned.unit.id not in crashes:
+            header = read_header(_part_path(work, planned))
+            log.add(planned.unit.id, header.failures)
+            yield places[number], plan.splits[planned.unit.project], header.functions
+        if number % 1000 == 999:
+            progress(Progress("duplicates", number + 1, len(plan.units)))
+    log.finish()
+    progress(Progress("duplicates", len(plan.units), len(plan.units)))
+
+
+def _part_path(work: Path, planned: PlannedUnit) -> Path:
+    return work / "parts" / planned.part
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """Functions of one unit that go into one shard."""
+
+    split: str
+    project: str
+    part: Path
+    clusters: dict[str, str]
+    """Function key to cluster."""
+
+
+def _slices(units: Sequence[PlannedUnit], plan: Plan, duplicates: Duplicates, work: Path) -> Iterator[_Slice]:
+    """What is kept, unit after unit in the order of writing."""
+    for place, clusters in duplicates.kept():
+        project = units[place].unit.project
+        yield _Slice(plan.splits[project], project, _part_path(work, units[place]), clusters)
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A shard to be written."""
+
+    number: int
+    split: str
+    slices: list[_Slice] = field(default_factory=list)
+
+
+def _cut(slices: Iterable[_Slice], samples: int) -> Iterator[_Shard]:
+    """Consecutive slices as shards of up to `samples` functions, each of one split, none of them empty."""
+    shard: _Shard | None = None
+    room = 0
+    for part in slices:
+        functions = list(part.clusters.items())
+        while functions:
+            if shard is None or shard.split != part.split or not room:
+                if shard:
+                    yield shard
+                number = shard.number + 1 if shard and shard.split == part.split else 0
+                shard, room = _Shard(number, part.split), samples
+            shard.slices.append(replace(part, clusters=dict(functions[:room])))
+            taken = min(room, len(functions))
+            functions, room = functions[taken:], room - taken
+    if shard:
+        yield shard
+
+
+@dataclass
+class _Written:
+    """The shards, and what was counted on the way into them."""
+
+    entries: list[ShardEntry] = field(default_factory=list)
+    functions: Counter[str] = field(default_factory=Counter)
+    """By project."""
+    assembly_bytes: int = 0
+
+
+def _write_shards(
+    staging: Path,
+    slices: Iterable[_Slice],
+    config: ShardConfig,
+    total: int,
+    progress: Callable[[Progress], None],
+) -> _Written:
+    """Write several shards at a time; the result is in their order."""
+    written = _Written()
+    num_threads = min(_MAX_THREADS, len(os.sched_getaffinity(0)))
+    waiting: deque[tuple[_Shard, Future[tuple[ShardEntry, int]]]] = deque()
+
+    def finish_first() -> None:
+        shard, future = waiting.popleft()
+        entry, assembly_bytes = future.result()
+        written.entries.append(entry)
+        written.assembly_bytes += assembly_bytes
+        for part in shard.slices:
+            written.functions[part.project] += len(part.clusters)
+        progress(Progress("shards", written.functions.total(), total))
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        try:
+            for shard in _cut(slices, config.samples):
+                waiting.append((shard, pool.submit(_write_shard, staging, shard, config)))
+                if len(waiting) > num_threads:
+                    finish_first()
+            while waiting:
+                finish_first()
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return written
+
+
+def _write_shard(staging: Path, shard: _Shard, config: ShardConfig) -> tuple[ShardEntry, int]:
+    """The shard, and the bytes of assembly in it."""
+    assembly_bytes = 0
+
+    def samples() -> Iterator[Sample]:
+        nonlocal assembly_bytes
+        for part in shard.slices:
+            for sample in read_samples(part.part, part.clusters.__contains__):
+                assembly_bytes += sample.assembly_bytes
+                meta = _placed(sample.members["json"], shard.split, part.clusters[sample.key])
+                yield sample.key, {**sample.members, "json": meta}, sample.num_variants
+
+    path = staging / f"{shard.split}-{shard.number:05d}.{config.format}"
+    return write_samples(path, shard.split, samples(), zstd_level=config.zstd_level), assembly_bytes
+
+
+def _placed(meta: bytes, split: str, cluster: str) -> bytes:
+    """Metadata as `record_members` writes it, with split and cluster filled in.
+
+    Only the outermost fields stand behind a line break and one space, and no string holds a line break: this
+    is what parsing and validating would give, in a hundredth of the time.
+    """
+    for name, value in (("split", split), ("cluster", cluster)):
+        before, empty, after = meta.partition(f'\n "{name}": ""'.encode())
+        assert empty, f"a part's metadata has a {name} already"
+        meta = b"%b%b%b%b" % (before, empty[:-2], json.dumps(value).encode(), after)
+    return meta
+
+
+def _write_licenses(staging: Path, plan: Plan) -> None:
+    from corpus_builder.licenses import license_texts  # its library is for those who plan and publish alone
+
+    for project, root in sorted(plan.roots.items()):
+        for name, text in license_texts(root).items():
+            with atomic_output(staging / "licenses" / project / name.replace("/", "-")) as stream:
+                stream.write(text.encode())
 
 
 def _index(
     config: CorpusConfig,
     plan: Plan,
-    kept: Kept,
-    failures: Sequence[Failure],
-    tally: _Tally,
-    entries: Sequence[ShardEntry],
+    written: _Written,
+    dropped: Mapping[str, int],
+    failures: dict[str, int],
 ) -> CorpusIndex:
-    units = Counter(planned.project.name for planned in plan.units)
-    dropped = Counter(kept.duplicates.dropped.values())
+    units = Counter(planned.unit.project for planned in plan.units)
+    entries = tuple(written.entries)
     return CorpusIndex(
         name=config.name,
         toolchains={toolchain.id: toolchain.version for toolchain in plan.toolchains},
@@ -163,39 +308,42 @@ def _index(
                 "version": project.version,
                 "license": project.license,
                 "split": plan.splits[project.name],
+                "lineage": plan.lineages[project.name],
                 "source": project.source.model_dump(mode="json"),
+                "builds": plan.builds[project.name],
+                "config": project.model_dump(mode="json"),
                 "units": units[project.name],
-                "functions": tally.functions[project.name],
+                "functions": written.functions[project.name],
             }
-            for project in config.projects
+            for project in plan.projects
         },
-        shards=tuple(entries),
+        shards=entries,
         totals={
-            "projects": len(config.projects),
+            "projects": len(plan.projects),
             "units": len(plan.units),
-            "functions": tally.functions.total(),
-            "variants": tally.variants,
-            "assembly_bytes": tally.assembly_bytes,
+            "functions": sum(entry.num_functions for entry in entries),
+            "variants": sum(entry.num_variants for entry in entries),
+            "assembly_bytes": written.assembly_bytes,
             "shard_bytes": sum(entry.size_bytes for entry in entries),
-            **{f"dropped_{reason}": dropped[reason] for reason in ("exact", "body", "near")},
+            **{f"dropped_{reason}": dropped.get(reason, 0) for reason in ("exact", "body", "near")},
         },
-        failures=failure_counts(failures),
+        failures=failures,
     )
 
 
-def write_failures(folder: Path, failures: Sequence[Failure]) -> None:
-    """One line of JSON a failure; raises OutputError where it cannot be written."""
-    with atomic_output(folder / FAILURES_FILE) as stream:
-        for failure in failures:
-            stream.write(json.dumps(asdict(failure)).encode() + b"\n")
+def _write_file(path: Any, data: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OutputError(f"cannot write {path}: {reason}", remedy="check the path and its rights") from error
 
 
-def failure_counts(failures: Iterable[Failure]) -> dict[str, int]:
-    """`variant prefix/stage/cause` to the number of units it struck; `all` where no one toolchain did."""
-    struck = {(failure.unit, _failure_class(failure)) for failure in failures}
-    return dict(sorted(Counter(name for _, name in struck).items()))
-
-
-def _failure_class(failure: Failure) -> str:
-    prefix = ".".join(failure.variant.split(".")[:2]) or "all"
-    return f"{prefix}/{failure.stage}/{failure.cause}"
+def _empty_corpus(plan: Plan, counts: Mapping[str, int], failures_file: Any) -> EmptyCorpus:
+    most = max(counts, key=lambda name: counts[name], default="")
+    reason = f"; most frequent failure: {most} in {counts[most]} units" if most else ""
+    return EmptyCorpus(
+        f"not one function came out of {len(plan.units)} units{reason}",
+        remedy=f"see {failures_file}, and the recipes' `sources`, `include` and `defines`, or the builds",
+    )
