@@ -167,7 +167,7 @@ def _resolve_all(
 
 def _part_context(config: CorpusConfig, toolchains: Sequence[Toolchain]) -> list[Any]:
     """What decides every part."""
-    settings = {"levels": True, "limits": True, "licenses": True, "dedup": _SIGNATURE_SETTINGS}
+    settings: dict[str, Any] = {"levels": True, "limits": True, "licenses": True, "dedup": _SIGNATURE_SETTINGS}
     return [
         _code_sha256(),
         [_fingerprint(toolchain) for toolchain in toolchains],

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
+from corpus_builder.buildsite import Builder
 from corpus_builder.capture import (
-    Builder,
     CaptureFailure,
     capture_project,
     units_of_captures,
