@@ -1,14 +1,22 @@
+import io
 import json
 import os
 import random
 import resource
 import shutil
+import subprocess
+import sys
 import tarfile
+import threading
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
 
 from corpus_builder.errors import EmptyCorpus, OutputError, ShardError
 from corpus_builder.record import FunctionRecord
@@ -16,12 +24,15 @@ from corpus_builder.shards import (
     CorpusIndex,
     atomic_output,
     load_index,
+    read_samples,
     read_shard,
     read_split,
     verify_shards,
     write_index,
+    write_samples,
     write_shard,
 )
+from corpus_builder.tarstream import BLOCK, grouped, read_members, tar_bytes
 from corpus_builder.verify import verify_corpus
 from samples import a_record
 
@@ -229,3 +240,198 @@ def test_an_exception_while_writing_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="broke"):
         write_shard(tmp_path / "s.tar.zst", "train", broken(), zstd_level=3)
     assert list(tmp_path.iterdir()) == []
+
+
+Samples = list[tuple[str, dict[str, bytes]]]
+
+
+def by_tarfile(samples: Samples, form: int = tarfile.PAX_FORMAT) -> bytes:
+    """The samples as tarfile writes them."""
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode="w|", format=form) as tar:
+        for key, members in samples:
+            for extension, body in members.items():
+                header = tarfile.TarInfo(f"{key}.{extension}")
+                header.size = len(body)
+                tar.addfile(header, io.BytesIO(body))
+    return target.getvalue()
+
+
+def read(tar: bytes, chunk_bytes: int = 1 << 20, *, check_sums: bool = True) -> Samples:
+    view = memoryview(tar)
+    chunks = (view[at : at + chunk_bytes] for at in range(0, len(tar), chunk_bytes))
+    return list(grouped(read_members(chunks, check_sums=check_sums)))
+
+
+LOOK_ALIKE = by_tarfile([("fake", {"json": b"{}", "s": b"x" * 700})])
+KEYS = st.one_of(
+    st.text("0123456789abcdef", min_size=1, max_size=24),
+    st.text("ab", min_size=90, max_size=300),
+    st.sampled_from(["\u00e9\u4e2d", "folder/key", "a.b/c"]),
+)
+BODIES = st.one_of(
+    st.binary(max_size=50),
+    st.builds(
+        lambda size, fill: fill * size, st.integers(0, 3 * BLOCK), st.sampled_from([b"x", b"\0", b"ustar"])
+    ),
+    st.just(LOOK_ALIKE),
+    st.builds(lambda shift: b"x" * shift + LOOK_ALIKE, st.integers(0, 600)),
+)
+SAMPLES = st.lists(
+    st.tuples(
+        KEYS, st.dictionaries(st.sampled_from(["json", "c", "aarch64.gcc12.o2.s"]), BODIES, min_size=1)
+    ),
+    max_size=6,
+    unique_by=lambda sample: sample[0],
+)
+
+
+@given(SAMPLES, st.integers(1, 5000))
+def test_tars_are_written_as_tarfile_writes_them(samples: Samples, chunk_bytes: int) -> None:
+    assert b"".join(tar_bytes(samples, chunk_bytes=chunk_bytes)) == by_tarfile(samples)
+
+
+@given(
+    SAMPLES,
+    st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
+    st.integers(1, 9),
+)
+def test_any_tar_is_read_whatever_stands_in_its_members(samples: Samples, form: int, num_blocks: int) -> None:
+    if form == tarfile.USTAR_FORMAT:
+        samples = [(key, members) for key, members in samples if len(key.encode()) < 75]
+    tar = by_tarfile(samples, form)
+    for check_sums in (True, False):
+        assert read(tar, num_blocks * BLOCK, check_sums=check_sums) == samples
+
+
+@given(SAMPLES, st.integers(1, 9), st.data())
+def test_no_part_of_a_tar_passes_for_the_whole(
+    samples: Samples, num_blocks: int, data: st.DataObject
+) -> None:
+    tar = by_tarfile(samples)
+    length = data.draw(
+        st.integers(0, len(tar.rstrip(b"\0")) + 2 * BLOCK - 1 - len(tar.rstrip(b"\0")) % BLOCK)
+    )
+    with pytest.raises((EOFError, tarfile.TarError)):
+        read(tar[:length], num_blocks * BLOCK)
+
+
+def test_a_changed_header_is_refused() -> None:
+    samples: Samples = [(f"key{i}", {"json": b"{}", "s": b"ret\n" * 200}) for i in range(4)]
+    tar = by_tarfile(samples)
+    headers = [at for at in range(0, len(tar), BLOCK) if tar[at + 257 : at + 262] == b"ustar"]
+    assert len(headers) == 8
+    for at in headers:
+        for position in range(at, at + BLOCK):
+            damaged = bytearray(tar)
+            damaged[position] ^= 1
+            # In the two bytes after the checksum's digits nothing is said.
+            if position - at not in (154, 155):
+                with pytest.raises((EOFError, tarfile.TarError)):
+                    read(bytes(damaged))
+
+
+def test_folders_links_and_other_files_in_a_tar_are_passed_over() -> None:
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for name, kind, body in [
+            ("folder", tarfile.DIRTYPE, b""),
+            ("folder/a.json", tarfile.REGTYPE, b"1"),
+            ("folder/a.link", tarfile.SYMTYPE, b""),
+            (f"{'long' * 50}.link", tarfile.SYMTYPE, b""),
+            ("folder/a.c", tarfile.REGTYPE, b"2"),
+            ("README", tarfile.REGTYPE, b"no member"),
+        ]:
+            header = tarfile.TarInfo(name)
+            header.type, header.size = kind, len(body)
+            tar.addfile(header, io.BytesIO(body))
+    assert read(target.getvalue()) == [("folder/a", {"json": b"1", "c": b"2"})]
+
+
+def test_a_member_twice_in_a_sample_is_damage(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        for _ in range(2):
+            tar.addfile(tarfile.TarInfo("key.json"))
+    with pytest.raises(ShardError, match=r"is damaged: sample key has two members 'json'"):
+        list(read_samples(tmp_path / "s.tar"))
+
+
+def test_something_after_the_end_is_damage(tmp_path: Path) -> None:
+    (tmp_path / "s.tar").write_bytes(by_tarfile([("a", {"c": b"1"})]) + by_tarfile([("b", {"c": b"2"})]))
+    with pytest.raises(ShardError, match="something follows its end"):
+        list(read_samples(tmp_path / "s.tar"))
+
+
+@pytest.mark.parametrize("body", [b"not a tar at all" * 64, b"", b"\0" * BLOCK])
+def test_what_is_no_tar_is_refused(tmp_path: Path, body: bytes) -> None:
+    (tmp_path / "s.tar").write_bytes(body)
+    (tmp_path / "s.tar.zst").write_bytes(zstandard.ZstdCompressor().compress(body))
+    for name in ("s.tar", "s.tar.zst"):
+        with pytest.raises(ShardError, match="is damaged"):
+            list(read_samples(tmp_path / name))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_samples_are_those_that_webdataset_finds(tmp_path: Path, suffix: str) -> None:
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
+    path = tmp_path / f"s.{suffix}"
+    write_shard(path, "train", records(), zstd_level=3)
+    with open(path, "rb") as raw:
+        stream = raw if suffix == "tar" else zstandard.ZstdDecompressor().stream_reader(raw)
+        theirs = [
+            (found["__key__"], {name: body for name, body in found.items() if not name.startswith("__")})
+            for found in group_by_keys(tar_file_expander([{"url": "", "stream": stream}]))
+        ]
+    assert list(read_samples(path)) == theirs
+
+
+def test_the_number_of_threads_makes_no_difference(tmp_path: Path) -> None:
+    noise = random.Random(0)
+    samples = [(f"{i}", {"c": noise.randbytes(1 << 15).hex().encode()}, 1) for i in range(500)]
+    cores = os.sched_getaffinity(0)
+    alone = {min(cores)}
+    try:
+        os.sched_setaffinity(0, alone)
+        first = write_samples(tmp_path / "a.tar.zst", "train", samples, zstd_level=3)
+    finally:
+        os.sched_setaffinity(0, cores)
+    if cores == alone:
+        pytest.skip("needs two cores")
+    second = write_samples(tmp_path / "b.tar.zst", "train", samples, zstd_level=3)
+    assert first.sha256 == second.sha256
+
+
+def test_memory_does_not_grow_with_the_shard(tmp_path: Path) -> None:
+    path = tmp_path / "s.tar.zst"
+    body = b"ret\n" * (1 << 18)
+    write_samples(path, "train", ((f"{i}", {"s": body}, 1) for i in range(200)), zstd_level=1)
+    tracemalloc.start()
+    try:
+        assert sum(members["s"] == body for _, members in read_samples(path)) == 200
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 16 << 20
+
+
+def test_a_reader_that_is_left_stops_its_thread(tmp_path: Path) -> None:
+    write_shard(tmp_path / "s.tar.zst", "train", records(), zstd_level=3)
+    before = threading.active_count()
+    reader = read_samples(tmp_path / "s.tar.zst")
+    next(reader)
+    assert threading.active_count() == before + 1
+    reader.close()
+    assert threading.active_count() == before
+
+
+def test_a_program_that_ends_amid_a_shard_ends(tmp_path: Path) -> None:
+    write_shard(tmp_path / "s.tar.zst", "train", records(), zstd_level=3)
+    program = (
+        "import sys; from pathlib import Path; from corpus_builder.shards import read_samples\n"
+        "reader = read_samples(Path(sys.argv[1])); print(next(reader)[0])"
+    )
+    argv = [sys.executable, "-c", program, str(tmp_path / "s.tar.zst")]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
+    assert (done.stdout.strip(), done.stderr) == (records(1)[0].key, "")
