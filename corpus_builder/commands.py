@@ -101,9 +101,9 @@ def parse(argv: Sequence[str]) -> Compile:
     """Read a compiler's arguments."""
     inputs: list[tuple[str, str]] = []
     flags: list[str] = []
-    language, compiles, only_files = "", True, False
+    language, compiles = "", True
     for option, value in _options(argv):
-        if only_files or not option:
+        if not option:
             inputs.append((value, language or _language(value)))
         elif option == "-x":
             language = "" if value == "none" else value
@@ -118,8 +118,6 @@ def parse(argv: Sequence[str]) -> Compile:
             "-dumpmachine",
         ):
             compiles = False
-        elif option == "--":
-            only_files = True
         else:
             flags += _kept(option, value)
     return Compile(tuple(inputs), tuple(flags), compiles)
@@ -130,7 +128,9 @@ def _options(argv: Sequence[str]) -> Iterable[tuple[str, str]]:
     words = iter(argv)
     for word in words:
         joined = next((option for option in _JOINED_TOO if word.startswith(option) and word != option), "")
-        if not word.startswith("-") or word == "-":
+        if word == "--":
+            yield from (("", file) for file in words)
+        elif not word.startswith("-") or word == "-":
             yield "", word
         elif word in _TAKE_NEXT:
             yield word, next(words, "")
@@ -226,6 +226,7 @@ def _command(
     absolute = posixpath.join(call.cwd, name)
     # An absolute name would bring the folder's place into __FILE__.
     written = name if not posixpath.isabs(name) else posixpath.relpath(absolute, call.cwd)
+    written = f"./{written}" if written.startswith("-") else written
     kept = tuple(portable(flag, mount) for flag in flags)
     return Command(root, cwd, written, kept if _language(name) == "c" else (*kept, f"-x{language}"))
 
@@ -286,10 +287,12 @@ def read_database(path: Path) -> list[Call]:
     remedy = "make it again, with cmake -DCMAKE_EXPORT_COMPILE_COMMANDS=ON or with bear"
     try:
         entries = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+        if not isinstance(entries, list):
+            raise TypeError("it holds no list")
         return [_database_call(entry) for entry in entries]
     except OSError as error:
         raise SourceError(f"cannot read {path}: {error.strerror}", remedy=remedy) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise SourceError(f"{path} is not a compile_commands.json: {error}", remedy=remedy) from None
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from corpus_builder.process import MIB, Limits, run
+from corpus_builder.process import MIB, Jail, Limits, run, size_bytes
 
 ROOMY = Limits(time_s=20.0, memory_mib=2048, output_mib=8)
 
@@ -136,6 +136,17 @@ def _bwrap() -> None:
         pytest.skip(f"bwrap does not work here: {trial.stderr.decode().strip()}")
 
 
+def processes_with(text: str) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if text.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue  # it ended meanwhile
+    return found
+
+
 @pytest.mark.usefixtures("_bwrap")
 class TestSandbox:
     def test_only_the_working_folder_can_be_written(self, tmp_path: Path) -> None:
@@ -173,13 +184,69 @@ class TestSandbox:
         limits = Limits(time_s=20.0, memory_mib=2048, output_mib=1)
         assert sandboxed("yes", tmp_path, limits=limits).cause == "output"
 
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root has powers to lose")
+    def test_root_cannot_make_the_system_writable_again(self, tmp_path: Path) -> None:
+        script = "mount -o remount,rw,bind /usr; ! touch /usr/x && grep CapEff /proc/self/status"
+        assert sandboxed(script, tmp_path).stdout.split() == [b"CapEff:", b"0" * 16]
 
-def processes_with(text: str) -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if text.encode() in path.read_bytes():
-                found.append(int(path.parent.name))
-        except OSError:
-            continue  # it ended meanwhile
-    return found
+    def test_nothing_outside_the_given_folders_takes_bytes(self, tmp_path: Path) -> None:
+        script = "for place in / /dev /home /proc/sys/kernel; do touch $place/x && echo $place; done; true"
+        assert sandboxed(script, tmp_path).stdout == b""
+
+    def test_all_is_over_when_run_returns(self, tmp_path: Path) -> None:
+        marker = f"asmtrain-test-{os.getpid()}-over"
+        script = f"for i in 1 2 3 4 5; do setsid sh -c 'while :; do : {marker}; done' & done; sleep 0.3"
+        assert sandboxed(script, tmp_path).ok
+        assert processes_with(marker) == []
+
+    def test_a_jail_shows_folders_at_fixed_places(self, tmp_path: Path) -> None:
+        given, work, scratch = (tmp_path / name for name in ("given", "work", "scratch"))
+        for folder in (given, work, scratch):
+            folder.mkdir()
+        (given / "tool").write_text("read me")
+        jail = Jail("/build/x", {"/tmp": scratch}, {"/tools": given})
+        script = "pwd; cat /tools/tool; echo in > here; echo in > /tmp/there; ! touch /tools/new"
+        done = shell(script, work, sandbox="bwrap", jail=jail)
+        assert (done.ok, done.stdout) == (True, b"/build/x\nread me")
+        assert (work / "here").read_text() == (scratch / "there").read_text() == "in\n"
+
+
+FORK_BOMB = "bomb() { bomb | bomb & }; bomb; sleep 60"
+
+
+@pytest.mark.parametrize("sandbox", ["bwrap", "none"])
+@pytest.mark.usefixtures("_bwrap")
+class TestWatched:
+    def test_a_fork_bomb_ends_at_the_limit(self, tmp_path: Path, sandbox: str) -> None:
+        started = time.monotonic()
+        limits = Limits(time_s=30.0, memory_mib=2048, output_mib=8)
+        script = f"cd {tmp_path}; {FORK_BOMB}"
+        done = shell(script, tmp_path, limits=limits, sandbox=sandbox, jail=Jail(processes=100))
+        assert done.cause == "processes"
+        assert time.monotonic() - started < 15
+        assert processes_with(str(tmp_path)) == []
+
+    def test_a_crowd_within_the_limit_is_left_alone(self, tmp_path: Path, sandbox: str) -> None:
+        script = "for i in 1 2 3 4 5 6 7 8; do sleep 0.4 & done; wait; echo done"
+        done = shell(script, tmp_path, sandbox=sandbox, jail=Jail(processes=20))
+        assert (done.cause, done.stdout) == ("", b"done\n")
+
+    def test_disk_is_limited_over_all_files(self, tmp_path: Path, sandbox: str) -> None:
+        work, scratch = tmp_path / "work", tmp_path / "scratch"
+        work.mkdir()
+        scratch.mkdir()
+        place = "/tmp" if sandbox == "bwrap" else scratch
+        script = f"i=0; while :; do i=$((i+1)); head -c 1000000 /dev/zero > {place}/$i; sleep 0.01; done"
+        jail = Jail(writable={"/tmp": scratch}, disk_mib=16)
+        done = shell(script, work, sandbox=sandbox, jail=jail)
+        assert done.cause == "disk"
+        assert 16 * MIB < size_bytes([scratch]) < 2000 * MIB
+
+
+def test_sizes_count_links_and_holes_for_what_they_take(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "file").write_bytes(b"x" * 100_000)
+    (tmp_path / "loop").symlink_to(tmp_path)
+    with (tmp_path / "hole").open("wb") as file:
+        file.truncate(1 << 30)
+    assert 100_000 <= size_bytes([tmp_path, tmp_path / "absent"]) < 300_000
