@@ -4,32 +4,35 @@ In goes what `gcc -S` or `clang -S` wrote (AT&T syntax for x86-64), or what a di
 strings. `split_functions` cuts a unit's text into raw functions; `clean` keeps their instructions and labels,
 for language models; `view` keeps what a stripped binary shows, for retrieval and for finding equal bodies.
 
-Invariants: clean(clean(x)) == clean(x), view(view(x)) == view(x), view(clean(x)) == view(x). Both forms hold
-one instruction or label a line and end with a newline. Local labels are L0, L1.. in the order they are
-defined, which is the order of their addresses; labels at one address are one label.
+Invariants: clean(clean(x)) == clean(x), view(view(x)) == view(x), view(clean(x)) == view(x); clean(x)
+assembles to the code bytes and relocations of x. Both forms hold one statement a line and end with a newline.
+Local labels are L0, L1.. in the order they are defined, which is the order of their addresses in a section;
+labels at one address are one label.
 
-Cost: splitting is two `str.find` a function (a lazy regex over whole units took 11 % of the compilers' CPU).
-The two forms remember the lines they met: compilers write the same lines again and again, so most lines cost
-one lookup in a bounded table, and only new ones meet the regular expressions.
+Cost: splitting is two `str.find` a function (a lazy regex over whole units took 11 % of the compilers' CPU);
+see `forms` for the rest, and benchmarks/parsing.py.
 """
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import lru_cache
-from itertools import count
+from collections.abc import Mapping
+from itertools import chain
 from typing import NamedTuple
 
-from corpus_builder.spelling import VIEW_TEMPLATES, Template, gaps
+from corpus_builder.forms import CLEAN, NOP, VIEW, Form, Item, items_of, visible, write
+from corpus_builder.statements import (
+    INSTRUCTION,
+    LABEL,
+    SECTION,
+    Sections,
+    home_of,
+    parse_line,
+    without_block_comments,
+)
 
 ISAS = ("aarch64", "x86_64", "riscv64")
 
 _CFI_END = "\t.cfi_endproc\n"
-_LINES_REMEMBERED = 1 << 16
-_LABEL, _INSTRUCTION, _SECTION = range(3)
-
-Statement = tuple[int, str]
-"""Kind and text: a label's name, an instruction with canonical spacing, or `code` / `data` for a section."""
 
 
 def split_functions(text: bytes | str) -> dict[str, str]:
@@ -99,19 +102,18 @@ def origin(symbol: str) -> str:
 
 
 def clean(text: str, isa: str) -> str:
-    """A function's instructions and labels alone, symbols kept: `name:`, then `ldr w0, [sp, 12]`..
+    """A function's instructions and labels, symbols kept: `name:`, then `ldr w0, [sp, 12]`..
 
-    Directives, debug information, comments and data (jump tables) are gone. Labels that only a jump table
-    refers to are kept.
+    Unwind and debug information, alignment, symbol types and sizes, comments and data (jump tables) are gone.
+    Directives stay that code depends on: bytes between instructions, `.arch_extension`, `.option`, and
+    `.section .text.unlikely` before a cold part, with `.text` where the code comes back to the function's own
+    section. Labels that only a jump table refers to are kept.
+
+    Assembled with the same options, it gives the code bytes and relocations of the raw text without its
+    alignment directives; jump tables are then undefined symbols.
     """
-    name, statements = _function(text, isa)
-    return _write(
-        statements,
-        header=name,
-        template=_clean_template,
-        is_numbered=lambda label: bool(_LOCAL_LABEL.fullmatch(label)),
-        is_kept=lambda label: bool(_BLOCK_LABEL.fullmatch(label)),
-    )
+    name, items = _function(text, CLEAN, isa)
+    return write(items, name, keeps_blocks=True)
 
 
 def view(text: str, isa: str) -> str:
@@ -119,17 +121,27 @@ def view(text: str, isa: str) -> str:
 
     Targets of calls and of jumps out of the function read `CALL`, other symbols `SYM` without any offset;
     constants stay, in decimal. Labels stay where an instruction refers to them; nops, which align loops, go.
-    A `.cold` part is left out: it lies elsewhere in a binary, and jumps to it leave the function. gcc's and
-    clang's spellings of one instruction become one (`beq` `b.eq`, `retq` `ret`, `sall` `shll`, `ldur` `ldr`).
+    A `.cold` part is left out, as is all code in other sections: it lies elsewhere in a binary, and jumps to
+    it leave the function. gcc's and clang's spellings of one instruction become one (`beq` `b.eq`, `retq`
+    `ret`, `sall` `shll`, `ldur` `ldr`).
     """
-    _, statements = _function(text, isa)
-    for index, (kind, value) in enumerate(statements):
-        if kind == _LABEL and ".cold" in value:
-            statements = statements[:index]
-            break
-    # In machine code a compiler's own nop cannot be told from the padding before a loop.
-    statements = [statement for statement in statements if statement != (_INSTRUCTION, "nop")]
-    return _write(statements, template=_REMEMBERED_VIEWS[isa])
+    return write(visible(_function(text, VIEW, isa)[1]))
+
+
+class Body(NamedTuple):
+    """What a record says of a function's text."""
+
+    sha256: str
+    """Of its `view`: equal for bodies that differ in names alone."""
+    num_instructions: int
+    """In its `clean` text, cold parts included."""
+
+
+def body(text: str, isa: str) -> Body:
+    """The hash and the length of a function's body, in one pass."""
+    _, items = _function(text, VIEW, isa)
+    num = sum([item[0] == INSTRUCTION or item[0] == NOP for item in items])
+    return Body(hashlib.sha256(write(visible(items)).encode()).hexdigest(), num)
 
 
 def view_sha256(text: str, isa: str) -> str:
@@ -142,222 +154,45 @@ def line_numbers(text: str, isa: str) -> list[tuple[int, int]]:
 
     (0, 0) stands before the first of them.
     """
+    lines = without_block_comments(text).split("\n")
+    parsed = [parse_line(line, isa) for line in lines]
+    sections = Sections(home_of(chain.from_iterable(parsed), text))
     numbers: list[tuple[int, int]] = []
     place = (0, 0)
-    in_code = True
-    for line in _without_block_comments(text).split("\n"):
+    for line, statements in zip(lines, parsed, strict=True):
         if loc := _LOC.match(line):
             place = (int(loc[1]), int(loc[2]))
-            continue
-        for kind, value in _parse_line(line, isa):
-            if kind == _SECTION:
-                in_code = value == "code"
-            elif in_code and kind == _INSTRUCTION:
+        for kind, value in statements:
+            if kind == SECTION:
+                sections.follow(value)
+            elif kind == INSTRUCTION and sections.current[1]:
                 numbers.append(place)
     return numbers
 
 
 def num_instructions(clean_text: str) -> int:
     """Instructions in a `clean` or `view` text."""
-    return sum(1 for line in clean_text.split("\n") if line and not line.endswith(":"))
+    return sum(1 for line in clean_text.split("\n") if line and line[0] != "." and line[-1] != ":")
 
-
-# From raw text to statements.
 
 _TYPE = re.compile(r'\s*\.type\s+"?([^,\s"]+)"?\s*,\s*[@%]function')
-_STRING_OR_COMMENT = re.compile(r'"(?:\\.|[^"\\\n])*"|/\*.*?\*/', re.DOTALL)
 _LOC = re.compile(r"\s*\.loc\s+(\d+)\s+(\d+)")
-_STRING = re.compile(r'"(?:\\.|[^"\\])*"')
-_STRING_TO_HIDE = re.compile("[;#/:]")
-_LINE_COMMENT = {
-    "aarch64": re.compile(r"//.*|^\s*#.*"),
-    "x86_64": re.compile(r"#.*"),
-    "riscv64": re.compile(r"#.*"),
-}
-_X86_PREFIX_ALONE = re.compile(r"\b(lock|rep\w*)\s*;")
-_ASSIGNMENT = re.compile(r"[\w.$]+\s*=")
-_COMMA = re.compile(r" ?, ?")
-_BRACKET_SPACE = re.compile(r"(?<=[\[({]) | (?=[\])}])")
-_COMMA_IN_ADDRESS = re.compile(r", (?=[^()]*\))")
-_LABEL_DEFINITION = re.compile(r'\s*(?:([\w.$]+)|"([^"]*)")\s*:(?!:)\s*')
 _LOCAL_LABEL = re.compile(r"\.L.*|L\d+")
-_BLOCK_LABEL = re.compile(r"\.L\d+|\.LBB\d+_\d+|L\d+")
-_NUMBERED_REFERENCE = re.compile(r"(?<![\w.$%])(\d+)([bf])(?![\w.$])")
-_SECTION_DIRECTIVE = re.compile(r'\.section\s+"?([^\s,"]+)"?(?:\s*,\s*"([^"]*)")?')
-_DATA_SECTION = re.compile(
-    r"\.(?:s?rodata|t?data|s?data|[ts]?bss|debug|note|comment|eh_frame|gcc_except_table|init_array|fini_array)"
-)
-_TO_CODE = frozenset((".text", ".previous", ".popsection"))
-_TO_DATA = frozenset((".data", ".bss", ".rodata", ".pushsection"))
 
 
-def _function(text: str, isa: str) -> tuple[str, list[Statement]]:
-    """A function's name (empty where the text has none), and its statements without the name's label."""
-    statements = _statements(text, isa)
-    typed = _TYPE.match(text)
-    if typed:
-        name = typed[1]
-    elif statements and statements[0][0] == _LABEL and not _LOCAL_LABEL.fullmatch(statements[0][1]):
-        name = statements[0][1]
-    else:
-        return "", statements
-    return name, [statement for statement in statements if statement != (_LABEL, name)]
-
-
-def _statements(text: str, isa: str) -> list[Statement]:
+def _function(text: str, forms: Mapping[str, Form], isa: str) -> tuple[str, list[Item]]:
+    """A function's name (empty where the text has none), and its items from behind the name's label."""
     if isa not in ISAS:
         raise ValueError(f"unknown ISA {isa!r}; known are {', '.join(ISAS)}")
-    found: list[Statement] = []
-    in_code = True
-    has_numbers = False
-    for line in _without_block_comments(text).split("\n"):
-        for statement in _parse_line(line, isa):
-            kind, value = statement
-            if kind == _SECTION:
-                in_code = value == "code"
-            elif in_code:
-                found.append(statement)
-                if kind == _LABEL and value.isdigit():
-                    has_numbers = True
-    return _resolve_numbers(found) if has_numbers else found
-
-
-def _without_block_comments(text: str) -> str:
-    if "/*" not in text:
-        return text
-    return _STRING_OR_COMMENT.sub(lambda match: match[0] if match[0][0] == '"' else " ", text)
-
-
-@lru_cache(_LINES_REMEMBERED)
-def _parse_line(line: str, isa: str) -> tuple[Statement, ...]:
-    if '"' in line:
-        # Nothing in a string may look like the end of a statement or a comment.
-        line = _STRING.sub(lambda match: '""' if _STRING_TO_HIDE.search(match[0]) else match[0], line)
-    line = _LINE_COMMENT[isa].sub("", line)
-    if isa == "x86_64" and ";" in line:
-        line = _X86_PREFIX_ALONE.sub(r"\1 ", line)  # a prefix belongs to what follows
-    found: list[Statement] = []
-    for part in line.split(";"):
-        while label := _LABEL_DEFINITION.match(part):
-            found.append((_LABEL, label[1] or label[2]))
-            part = part[label.end() :]
-        found += _parse_statement(part.strip(), isa)
-    return tuple(found)
-
-
-def _parse_statement(text: str, isa: str) -> Iterable[Statement]:
-    if not text or _ASSIGNMENT.match(text):  # empty, or an assignment to a symbol
-        return ()
-    if text[0] != ".":
-        return ((_INSTRUCTION, _spaced(text, isa)),)
-    directive = text.split(None, 1)[0]
-    if directive in _TO_CODE:
-        return ((_SECTION, "code"),)
-    if directive in _TO_DATA:
-        return ((_SECTION, "data"),)
-    section = _SECTION_DIRECTIVE.match(text)
-    if not section:
-        return ()
-    name, flags = section.groups()
-    is_data = "x" not in flags if flags is not None else bool(_DATA_SECTION.match(name))
-    return ((_SECTION, "data" if is_data else "code"),)
-
-
-def _spaced(text: str, isa: str) -> str:
-    """An instruction with one spacing: `add x0, x1, x2, lsl 3`, `movl 8(%rax,%rdx,4), %eax`."""
-    mnemonic, _, operands = " ".join(text.split()).partition(" ")
-    operands = _COMMA.sub(", ", operands)
-    operands = _BRACKET_SPACE.sub("", operands)
-    if isa == "aarch64":
-        operands = operands.replace("#", "")
-    elif isa == "x86_64":
-        operands = _COMMA_IN_ADDRESS.sub(",", operands)
-    return f"{mnemonic.lower()} {operands}".rstrip()
-
-
-def _resolve_numbers(statements: list[Statement]) -> list[Statement]:
-    """Give the labels `1:` of inline assembly, which may be defined again and again, names of their own."""
-    places: dict[str, list[int]] = {}
-    for index, (kind, value) in enumerate(statements):
-        if kind == _LABEL and value.isdigit():
-            places.setdefault(value, []).append(index)
-
-    def name_at(index: int) -> Callable[[re.Match[str]], str]:
-        def name(match: re.Match[str]) -> str:
-            number, direction = match.groups()
-            before = [place for place in places.get(number, ()) if place < index]
-            after = [place for place in places.get(number, ()) if place > index]
-            if direction == "b":
-                return f".Lnumber${before[-1]}" if before else match[0]
-            return f".Lnumber${after[0]}" if after else match[0]
-
-        return name
-
-    resolved = []
-    for index, (kind, value) in enumerate(statements):
-        if kind == _LABEL:
-            resolved.append((kind, f".Lnumber${index}" if value.isdigit() else value))
-        else:
-            resolved.append((kind, _NUMBERED_REFERENCE.sub(name_at(index), value)))
-    return resolved
-
-
-# From statements to text.
-
-
-def _write(
-    statements: list[Statement],
-    *,
-    template: Callable[[str], Template],
-    header: str = "",
-    is_numbered: Callable[[str], bool] = lambda label: True,
-    is_kept: Callable[[str], bool] = lambda label: False,
-) -> str:
-    """Number the labels that are referred to or kept, fill the gaps, join the lines."""
-    templates = [template(value) if kind == _INSTRUCTION else None for kind, value in statements]
-    defined = {value for kind, value in statements if kind == _LABEL}
-    referred = {name for item in templates if item for name in item.names}
-    names = _free_names(
-        item for item in templates if item and item.names and not defined.issuperset(item.names)
-    )
-    numbers: dict[str, str] = {}
-    lines: list[str | Template] = [f"{header}:"] if header else []
-    here = ""
-    for (_, value), item in zip(statements, templates, strict=True):
-        if item:
-            lines.append(item)
-            here = ""
-        elif not is_numbered(value):
-            lines.append(f"{value}:")
-        elif value not in numbers and (value in referred or is_kept(value)):
-            if not here:
-                here = next(names)
-                lines.append(f"{here}:")
-            numbers[value] = here
-    return "".join([f"{item if isinstance(item, str) else _fill(item, numbers)}\n" for item in lines])
-
-
-def _free_names(templates: Iterable[Template]) -> Iterator[str]:
-    """L0, L1.. without those that are symbols in these instructions."""
-    taken = {name for item in templates for name in item.fallbacks}
-    return (name for name in map("L{}".format, count()) if name not in taken)
-
-
-def _fill(item: Template, numbers: dict[str, str]) -> str:
-    if not item.names:
-        return item.pieces[0]
-    text = item.pieces[0]
-    for name, fallback, piece in zip(item.names, item.fallbacks, item.pieces[1:], strict=True):
-        text += numbers.get(name, fallback) + piece
-    return text
-
-
-_LOCAL_REFERENCE = re.compile(r"(?<![\w.%@])(?<!\w\$)(\.L[\w.$]*|L\d+(?![\w.$]))")
-
-
-@lru_cache(_LINES_REMEMBERED)
-def _clean_template(instruction: str) -> Template:
-    return gaps(instruction, _LOCAL_REFERENCE)
-
-
-_REMEMBERED_VIEWS = {isa: lru_cache(_LINES_REMEMBERED)(template) for isa, template in VIEW_TEMPLATES.items()}
+    items = items_of(text, forms[isa])
+    if typed := _TYPE.match(text):
+        name = typed[1]
+    elif items and items[0][0] == LABEL and not _LOCAL_LABEL.fullmatch(items[0][1]):
+        name = items[0][1]
+    else:
+        return "", items
+    own = (LABEL, name, None)
+    places = [place for place, item in enumerate(items) if item[0] == LABEL and item == own]
+    for place in reversed(places):
+        del items[place]
+    return name, items[places[0] :] if places else items

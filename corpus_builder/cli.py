@@ -67,10 +67,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     build.set_defaults(handler=_build)
     stats = commands.add_parser("stats", parents=[corpus_option, json_option], help="figures of a corpus")
-    stats.add_argument("--plot", type=Path, metavar="PNG", help="draw functions by project, variant and length")
+    stats.add_argument(
+        "--plot", type=Path, metavar="PNG", help="draw functions by project, variant and length"
+    )
     stats.set_defaults(handler=_stats)
     verify = commands.add_parser("verify", parents=[corpus_option, json_option], help="check a corpus")
-    verify.add_argument("--rebuild", type=int, default=0, metavar="N", help="compile N random functions again")
+    verify.add_argument(
+        "--rebuild", type=int, default=0, metavar="N", help="compile N random functions again"
+    )
     verify.add_argument("--seed", type=int, default=0, help="chooses them")
     verify.add_argument("--cache", type=Path, default=Path("~/.cache/asmtrain"), help="of fetched sources")
     verify.add_argument("--toolchains", type=Path, default=Path("configs/toolchains.yaml"))
@@ -110,8 +114,12 @@ def _build(arguments: argparse.Namespace) -> int:
     config = load_config(CorpusConfig, arguments.config, arguments.set)
     with BuildProgress(console(stderr=True)) as progress:
         plan = plan_build(config, progress)
-        progress.note([*plan.notes, *(f"{failure.unit} is left out: {failure.stage}" for failure in plan.failures)])
-        index = build(config, address=arguments.address, progress=progress, plan=plan, started=progress.started)
+        progress.note(
+            [*plan.notes, *(f"{failure.unit} is left out: {failure.stage}" for failure in plan.failures)]
+        )
+        index = build(
+            config, address=arguments.address, progress=progress, plan=plan, started=progress.started
+        )
     if arguments.json:
         print_json(index.model_dump())
     else:

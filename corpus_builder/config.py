@@ -106,7 +106,7 @@ class Build(ConfigModel):
     system: Literal["auto", "autotools", "cmake", "meson", "kbuild", "make", "commands"] = "auto"
     """The build system; `auto` looks at the files of the source, `commands` runs those given below."""
     folder: str = "."
-    """Folder inside the source that holds configure, CMakeLists.txt, meson.build or Makefile; globs allowed."""
+    """Folder inside the source that holds configure, CMakeLists.txt or the like; a glob is allowed."""
     configure: tuple[str, ...] = ()
     """More arguments for configure, cmake, meson setup, or the kbuild target (such as `defconfig`)."""
     make: tuple[str, ...] = ()
@@ -135,7 +135,7 @@ class Project(ConfigModel):
     split: Split | None = None
     """Fixes the project's split; without it the lineage's name decides."""
     lineage: str = ""
-    """Projects of one lineage share a split; without it, projects that share files are found by themselves."""
+    """Projects of one lineage share a split; those that share files are found without it."""
 
     @model_validator(mode="after")
     def _is_complete(self) -> "Project":
@@ -203,8 +203,10 @@ class CorpusConfig(ConfigModel):
     """One corpus: which projects, through which toolchains, at which levels, into which folder."""
 
     name: str
-    output: Path
-    """Folder of the finished corpus; relative to the working directory."""
+    output: str
+    """Folder of the finished corpus, relative to the working directory; or a URL such as s3://bucket/corpus."""
+    work: Path | None = None
+    """Local folder for unfinished parts; `work` inside the output, and required where that is a URL."""
     cache: Path = Path("~/.cache/asmtrain")
     """Where fetched sources are kept between builds."""
     toolchains: tuple[str, ...]
@@ -223,6 +225,19 @@ class CorpusConfig(ConfigModel):
     licenses: Literal["all", "permissive"] = "all"
     """`permissive` leaves out projects and files under copyleft, unknown or no licences."""
     shards: ShardConfig = ShardConfig()
+
+    @property
+    def work_folder(self) -> Path:
+        """Where parts and unfinished shards lie."""
+        return self.work or Path(self.output) / "work"
+
+    @model_validator(mode="after")
+    def _work_is_local(self) -> "CorpusConfig":
+        if "://" in self.output and not self.output.startswith("file://") and self.work is None:
+            raise ValueError(
+                "`work` is required where `output` is a URL: a local folder for unfinished parts"
+            )
+        return self
 
     @field_validator("projects")
     @classmethod

@@ -43,12 +43,29 @@ class SourceFunction:
     """Of the text; of the expanded definition where a macro made the function."""
 
 
-def functions_of(preprocessed: bytes, root: Path) -> dict[str, SourceFunction]:
+@dataclass(frozen=True)
+class OwnText:
+    """The preprocessed text of the project's own files, and where each line of it comes from."""
+
+    text: bytes
+    origins: list[tuple[str, int]]
+
+    @property
+    def sha256(self) -> str:
+        """Equal for units of which the parser sees the same."""
+        return hashlib.sha256(self.text).hexdigest()
+
+
+def functions_of(preprocessed: bytes, root: Path, cwd: str = ".") -> dict[str, SourceFunction]:
     """Find the function definitions of a unit in its preprocessed text, by name.
 
-    Files named by relative paths in the line markers are taken from `root`, where the compiler ran.
+    Files named by relative paths in the line markers are taken from `root/cwd`, where the compiler ran.
     """
-    own = _own_text(preprocessed, root)
+    return functions_in(own_text(preprocessed, root, cwd), root)
+
+
+def functions_in(own: OwnText, root: Path) -> dict[str, SourceFunction]:
+    """The same from what `own_text` gave."""
     read = cache(lambda file: _read_lines(root / file))
     functions: dict[str, SourceFunction] = {}
     for definition in _definitions(_parser().parse(_readable(own.text)).root_node):
@@ -68,21 +85,14 @@ def source_tokens(text: str) -> list[str]:
 # From preprocessed text to definitions.
 
 
-@dataclass
-class _OwnText:
-    """The preprocessed text of the project's own files, and where each line of it comes from."""
-
-    text: bytes
-    origins: list[tuple[str, int]]
-
-
 _MARKER = re.compile(rb'#(?:line)? (\d+)(?: "((?:[^"\\]|\\.)*)")?')
 
 
-def _own_text(preprocessed: bytes, root: Path) -> _OwnText:
+def own_text(preprocessed: bytes, root: Path, cwd: str = ".") -> OwnText:
+    """Leave out of a preprocessed text what does not come from files inside `root`."""
     own: list[bytes] = []
     origins: list[tuple[str, int]] = []
-    inside = cache(lambda name: _inside(name, root))
+    inside = cache(lambda name: _inside(name, root, cwd))
     file: str | None = None
     number = 0
     for line in preprocessed.split(b"\n"):
@@ -97,7 +107,7 @@ def _own_text(preprocessed: bytes, root: Path) -> _OwnText:
             own.append(line)
             origins.append((file, number))
         number += 1
-    return _OwnText(b"\n".join(own), origins)
+    return OwnText(b"\n".join(own), origins)
 
 
 _NESTED = rb"\([^()]*+(?:%b[^()]*+)*+\)"
@@ -124,12 +134,12 @@ def _blanked(match: re.Match[bytes]) -> bytes:
 _NOT_LINE_END = re.compile(rb"[^\n]")
 
 
-def _inside(name: bytes, root: Path) -> str | None:
+def _inside(name: bytes, root: Path, cwd: str) -> str | None:
     """A line marker's file relative to the root; nothing for files outside."""
     text = re.sub(rb"\\(.)", rb"\1", name).decode("utf-8", "surrogateescape")
     if text.startswith("<"):
         return None
-    path = os.path.normpath(root / text)
+    path = os.path.normpath(root / cwd / text)
     for base in (os.path.normpath(root.absolute()), os.path.realpath(root)):
         relative = os.path.relpath(os.path.abspath(path), base)
         if relative != ".." and not relative.startswith(f"..{os.sep}"):
@@ -172,7 +182,7 @@ def _body_start(definition: "Node") -> int:
 
 
 def _located(
-    name: str, definition: "Node", own: _OwnText, read: Callable[[str], list[str] | None]
+    name: str, definition: "Node", own: OwnText, read: Callable[[str], list[str] | None]
 ) -> SourceFunction | None:
     """Describe a definition by its original file; nothing if that file is not there as it was compiled."""
     origins = own.origins[definition.start_point.row : definition.end_point.row + 1]

@@ -10,7 +10,6 @@ Invariant: `unpack` leaves the whole source or raises. Cost: the lists are fetch
 """
 
 import fcntl
-import functools
 import os
 import shlex
 import time
@@ -178,9 +177,9 @@ def from_list(text: str) -> str:
     """One-line apt sources as their deb-src lines, each once."""
     lines = []
     for line in text.splitlines():
-        kind, _, rest = line.strip().partition(" ")
-        if kind in ("deb", "deb-src"):
-            lines.append(f"deb-src {rest.strip()}\n")
+        kind, *rest = line.split(maxsplit=1)[:2] or [""]
+        if kind in ("deb", "deb-src") and rest:
+            lines.append(f"deb-src {rest[0].strip()}\n")
     return "".join(dict.fromkeys(lines))
 
 
@@ -276,14 +275,9 @@ def _named(source: DebianSource) -> str:
 # Tools.
 
 
-@functools.cache
-def _environment() -> dict[str, str]:
-    return {**os.environ, "LC_ALL": "C.UTF-8"}
-
-
 def _tool(argv: list[str], *, cwd: Path = Path("/")) -> Completed:
     try:
-        return run(argv, cwd=cwd, limits=_LIMITS, env=_environment())
+        return run(argv, cwd=cwd, limits=_LIMITS, env={**os.environ, "LC_ALL": "C.UTF-8"})
     except FileNotFoundError:
         raise SourceError(
             f"debian sources need {argv[0]}, which is not installed",

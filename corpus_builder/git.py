@@ -16,24 +16,13 @@ from corpus_builder.process import Completed, Limits, run
 from corpus_builder.trees import remove_outward_links
 
 _LIMITS = Limits(time_s=3600, memory_mib=32768, output_mib=32768)
-_SETTINGS = {
-    # What is checked out must not depend on the user's own settings.
-    "core.autocrlf": "false",
-    "core.eol": "lf",
-    "core.symlinks": "true",
-    "core.attributesFile": "/dev/null",
-    "core.hooksPath": "/dev/null",
-    "core.fsmonitor": "false",
-    "advice.detachedHead": "false",
-}
 _ENVIRONMENT = {
     "LC_ALL": "C.UTF-8",
     # Rather fail than ask for a password.
     "GIT_TERMINAL_PROMPT": "0",
-    # Large files stay pointers: their content is no part of the commit.
-    "GIT_LFS_SKIP_SMUDGE": "1",
 }
-
+# Fetching needs the user's proxies and credentials; what is checked out must not depend on any setting.
+_NO_SETTINGS = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull, "GIT_ATTR_NOSYSTEM": "1"}
 # A hook that starts a build has these; they would point git at the caller's repository.
 _CALLERS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR")
 
@@ -69,10 +58,10 @@ def _git(source: GitSource, folder: Path, *arguments: str) -> Completed:
 
 
 def _try(folder: Path, *arguments: str) -> Completed:
-    settings = [word for name, value in _SETTINGS.items() for word in ("-c", f"{name}={value}")]
+    settings = {} if arguments[0] == "fetch" else _NO_SETTINGS
     own = {name: value for name, value in os.environ.items() if name not in _CALLERS}
     try:
-        return run(["git", *settings, *arguments], cwd=folder, limits=_LIMITS, env={**own, **_ENVIRONMENT})
+        return run(["git", *arguments], cwd=folder, limits=_LIMITS, env={**own, **_ENVIRONMENT, **settings})
     except FileNotFoundError:
         raise SourceError(
             "git sources need git, which is not installed", remedy="install git, or use `archive`"

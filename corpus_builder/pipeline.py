@@ -5,27 +5,28 @@ unit's result is a part under `work/parts`, so a build that was killed or change
 still right.
 Invariant: equal configs, sources and compilers give equal bytes, whatever the number of workers, the order
 in which they finish, or how often the build was killed.
-The cost is compiling; beside it, memory of about 5 KB a function.
+The cost is compiling; beside it, memory of about 1 KB a unit.
 """
 
 import json
 import resource
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from corpus_builder import csource
 from corpus_builder.config import CorpusConfig, DedupConfig, Project
 from corpus_builder.dedup import signatures
-from corpus_builder.errors import EmptyCorpus, ShardError
+from corpus_builder.errors import ShardError
 from corpus_builder.executor import Cluster, Crash, run_units
 from corpus_builder.parts import PartHeader, encode_part, read_header
 from corpus_builder.plan import Plan, Progress, digest, part_path, plan_build, silent
 from corpus_builder.prepare import Prepared, prepare_unit
 from corpus_builder.process import Limits
-from corpus_builder.publish import FAILURES_FILE, failure_counts, find_kept, write_corpus, write_failures
+from corpus_builder.publish import publish_corpus
 from corpus_builder.record import Failure, Unit
-from corpus_builder.shards import CorpusIndex, atomic_output, load_index
+from corpus_builder.shards import CorpusIndex, load_index
+from corpus_builder.storage import Location, atomic_output, location
 from corpus_builder.toolchain import Toolchain
 from corpus_builder.worker import Wanted, build_unit
 
@@ -71,25 +72,14 @@ def build(
         UserFacingError: whatever stops a build; what is finished stays and is used by the next one.
     """
     plan = plan or plan_build(config, progress)
-    output = config.output
-    marker = output / "work" / "finished.json"
+    work, target = config.work_folder, location(config.output)
+    marker = work / "finished.json"
     identity = _build_identity(config, plan)
-    finished = _finished_build(output, marker, identity)
+    finished = _finished_build(target, marker, identity)
     if finished:
         return finished
     crashes = _make_parts(config, plan, address=address, progress=progress, started=started)
-    done = [planned for planned in plan.units if planned.unit.id not in crashes]
-    headers = [read_header(part_path(output, planned.part)) for planned in done]
-    progress(Progress("duplicates", 0, 1))
-    kept = find_kept(headers, plan, config.dedup)
-    failures = sorted(
-        [failure for header in headers for failure in header.failures] + list(crashes.values()),
-        key=lambda failure: (failure.unit, failure.variant, failure.stage, failure.cause),
-    )
-    if not kept.duplicates.clusters:
-        write_failures(output, failures)
-        raise _empty_corpus(config, plan, failures)
-    index = write_corpus(config, plan, kept, failures, progress)
+    index = publish_corpus(config, plan, work=work, target=target, crashes=crashes, progress=progress)
     if not crashes:  # units whose worker died deserve another try
         with atomic_output(marker) as stream:
             stream.write(json.dumps({"build": identity, "index": index.sha256()}).encode())
@@ -100,15 +90,16 @@ def _build_identity(config: CorpusConfig, plan: Plan) -> str:
     # The others leave no trace in a corpus, or are part of the plan.
     own = {"name", "levels", "split", "dedup", "shards"}
     settings = config.model_dump(mode="json", include=own)
-    return digest([settings, plan.splits, [planned.part for planned in plan.units]])
+    failures = [asdict(failure) for failure in plan.failures]
+    return digest([settings, plan.splits, failures, [planned.part for planned in plan.units]])
 
 
-def _finished_build(output: Path, marker: Path, identity: str) -> CorpusIndex | None:
+def _finished_build(target: Location, marker: Path, identity: str) -> CorpusIndex | None:
     """The corpus of an equal build, if all of it is there."""
     try:
         stamp = json.loads(marker.read_text())
-        index = load_index(output)
-        whole = all((output / shard.name).stat().st_size == shard.size_bytes for shard in index.shards)
+        index = load_index(target)
+        whole = all((target / shard.name).stat().st_size == shard.size_bytes for shard in index.shards)
     except (OSError, ValueError, ShardError):
         return None
     return index if whole and stamp == {"build": identity, "index": index.sha256()} else None
@@ -139,7 +130,7 @@ def _make_parts(
             crashes[task.unit.id] = _crash_failure(task.unit, result)
             count.add(failures=1)
             continue
-        with atomic_output(part_path(config.output, task.part)) as stream:
+        with atomic_output(part_path(config.work_folder, task.part)) as stream:
             stream.write(result.data)
         count.add(
             functions=result.num_functions,
@@ -169,7 +160,7 @@ def _missing_parts(config: CorpusConfig, plan: Plan, count: _Count) -> list[_Tas
     wanted = wanted_of(config)
     tasks = []
     for planned in plan.units:
-        header = _existing_header(part_path(config.output, planned.part))
+        header = _existing_header(part_path(config.work_folder, planned.part))
         if header:
             count.add(functions=len(header.functions), failures=len(header.failures), reused=1)
             continue
@@ -233,13 +224,3 @@ def _existing_header(path: Path) -> PartHeader | None:
     except ShardError:
         path.unlink()
         return None
-
-
-def _empty_corpus(config: CorpusConfig, plan: Plan, failures: Sequence[Failure]) -> EmptyCorpus:
-    counts = failure_counts(failures)
-    most = max(counts, key=lambda name: counts[name], default="")
-    reason = f"; most frequent failure: {most} in {counts[most]} units" if most else ""
-    return EmptyCorpus(
-        f"not one function came out of {len(plan.units)} units{reason}",
-        remedy=f"see {config.output / FAILURES_FILE}, and the recipes' `sources`, `include` and `defines`",
-    )

@@ -167,7 +167,12 @@ def _resolve_all(
 
 def _part_context(config: CorpusConfig, toolchains: Sequence[Toolchain]) -> list[Any]:
     """What decides every part."""
-    settings: dict[str, Any] = {"levels": True, "limits": True, "licenses": True, "dedup": _SIGNATURE_SETTINGS}
+    settings: dict[str, Any] = {
+        "levels": True,
+        "limits": True,
+        "licenses": True,
+        "dedup": _SIGNATURE_SETTINGS,
+    }
     return [
         _code_sha256(),
         [_fingerprint(toolchain) for toolchain in toolchains],
@@ -207,6 +212,6 @@ def _code_sha256() -> str:
     return digest.hexdigest()
 
 
-def part_path(output: Path, part: str) -> Path:
-    """Where a corpus folder keeps a part."""
-    return output / "work" / "parts" / part
+def part_path(work: Path, part: str) -> Path:
+    """Where a build keeps a part."""
+    return work / "parts" / part

@@ -105,7 +105,7 @@ def _sources(
 ) -> dict[str, csource.SourceFunction]:
     """The functions that any instruction set sees; another one's own text is parsed only where it differs."""
     found: dict[str, csource.SourceFunction] = {}
-    seen: set[bytes] = set()
+    seen: set[str] = set()
     for isa, command in unit.commands.items():
         text = _expanded(unit, [item for item in toolchains if item.isa == isa], levels, texts, limits)
         if isinstance(text, Failure):
@@ -116,7 +116,7 @@ def _sources(
             own = csource.own_text(text, command.root, command.cwd)
             if own.sha256 not in seen:
                 seen.add(own.sha256)
-                found = {**csource.functions_of(own), **found}
+                found = {**csource.functions_in(own, command.root), **found}
         except UserFacingError:
             raise
         except Exception as error:

@@ -32,6 +32,7 @@ from corpus_builder.storage import Location, atomic_output, publish
 FAILURES_FILE = "failures.jsonl"
 # Compressing leaves Python's lock free, copying members does not: more threads than this find nothing to do.
 _MAX_THREADS = 4
+_COMPILING = ("preprocess", "compile", "assemble")
 
 
 def publish_corpus(
@@ -70,7 +71,7 @@ def publish_corpus(
         _write_file(target / FAILURES_FILE, (staging / FAILURES_FILE).read_bytes())
         raise _empty_corpus(plan, log.counts, target / FAILURES_FILE)
     _write_licenses(staging, plan)
-    index = _index(config, plan, written, dropped, log.counts)
+    index = _index(config, plan, written, dropped, log.counts, log.compiled(plan, crashes))
     write_index(staging, index)
     publish(staging, target)
     return index
@@ -103,6 +104,7 @@ class _FailureLog:
         self._stream = stream
         self._others = deque(sorted(others, key=_failure_order))
         self._counts: Counter[str] = Counter()
+        self._struck: Counter[str] = Counter()
 
     def add(self, unit: str, failures: Iterable[Failure]) -> None:
         """Write one unit's failures, and those of the others that stand before its end."""
@@ -121,7 +123,19 @@ class _FailureLog:
         """`variant prefix/stage/cause` to the number of units it struck; `all` where no one toolchain did."""
         return dict(sorted(self._counts.items()))
 
+    def compiled(self, plan: Plan, crashes: Mapping[str, Failure]) -> dict[str, dict[str, int]]:
+        """For each toolchain its units, and those of them that it compiled at every level."""
+        there = [planned.unit for planned in plan.units]
+        found = {}
+        for toolchain in plan.toolchains:
+            own = [unit.id for unit in there if toolchain.isa in unit.commands]
+            lost = self._struck[toolchain.id] + sum(unit in crashes for unit in own)
+            found[toolchain.id] = {"units": len(own), "compiled": len(own) - lost}
+        return found
+
     def _write(self, rows: list[Failure]) -> None:
+        failed = [row for row in rows if row.stage in _COMPILING and row.variant]
+        self._struck.update(name for _, name in {(row.unit, _toolchain(row)) for row in failed})
         self._counts.update(name for _, name in {(row.unit, _failure_class(row)) for row in rows})
         for row in sorted(rows, key=_failure_order):
             self._stream.write(json.dumps(asdict(row)).encode() + b"\n")
@@ -131,9 +145,12 @@ def _failure_order(failure: Failure) -> tuple[str, ...]:
     return failure.unit, failure.variant, failure.stage, failure.cause
 
 
+def _toolchain(failure: Failure) -> str:
+    return ".".join(failure.variant.split(".")[:2])
+
+
 def _failure_class(failure: Failure) -> str:
-    prefix = ".".join(failure.variant.split(".")[:2]) or "all"
-    return f"{prefix}/{failure.stage}/{failure.cause}"
+    return f"{_toolchain(failure) or 'all'}/{failure.stage}/{failure.cause}"
 
 
 def _batches(
@@ -296,6 +313,7 @@ def _index(
     written: _Written,
     dropped: Mapping[str, int],
     failures: dict[str, int],
+    compiled: dict[str, dict[str, int]],
 ) -> CorpusIndex:
     units = Counter(planned.unit.project for planned in plan.units)
     entries = tuple(written.entries)
@@ -303,6 +321,8 @@ def _index(
         name=config.name,
         toolchains={toolchain.id: toolchain.version for toolchain in plan.toolchains},
         levels=config.levels,
+        text=config.shards.text,
+        members=config.shards.members,
         projects={
             project.name: {
                 "version": project.version,
@@ -327,6 +347,7 @@ def _index(
             "shard_bytes": sum(entry.size_bytes for entry in entries),
             **{f"dropped_{reason}": dropped.get(reason, 0) for reason in ("exact", "body", "near")},
         },
+        compiled=compiled,
         failures=failures,
     )
 

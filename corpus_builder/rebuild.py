@@ -18,7 +18,8 @@ from corpus_builder.pipeline import wanted_of
 from corpus_builder.plan import Plan, plan_build
 from corpus_builder.prepare import prepare_unit
 from corpus_builder.record import FunctionRecord, Variant
-from corpus_builder.shards import CorpusIndex, Location, load_index, read_shard
+from corpus_builder.shards import CorpusIndex, load_index, read_shard
+from corpus_builder.storage import Location
 from corpus_builder.worker import build_unit
 
 
@@ -82,7 +83,9 @@ def rebuild(
             elif text == item.text:
                 same += 1
             else:
-                different.append(f"{item.key} {item.variant} of {item.project}/{item.unit} came out differently")
+                different.append(
+                    f"{item.key} {item.variant} of {item.project}/{item.unit} came out differently"
+                )
     return Rebuilt(same, tuple(different), tuple(skipped))
 
 
@@ -134,7 +137,7 @@ def _config_of(
             "toolchains": sorted({f"{variant.isa}.{variant.compiler}" for variant in variants}),
             "levels": index.levels,
             "projects": [described],
-            "shards": index.forms,
+            "shards": {"text": index.text, "members": index.members},
         }
     )
 

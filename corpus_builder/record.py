@@ -65,7 +65,7 @@ class VariantMeta(_Meta):
     code_bytes: int
     """Size of the function's symbol in the assembled object."""
     symbol: str
-    """What the text is of: the function's name, or that of its clone (`f.constprop.0`) where only it is left."""
+    """What the text is of: the function's name, or its clone's (`f.constprop.0`) where only that is left."""
     clones: tuple[str, ...] = ()
     """The function's other symbols (`f.part.0`); their texts are the member `<variant>.clones.s`."""
     inlined: tuple[str, ...] = ()

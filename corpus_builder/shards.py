@@ -63,11 +63,17 @@ class CorpusIndex(BaseModel):
     toolchains: dict[str, str]
     """Variant prefix (`aarch64.gcc12`) to the first line of the compiler's --version."""
     levels: tuple[str, ...]
+    text: str
+    """Form of the `.s` members, `raw` or `clean`."""
+    members: tuple[str, ...]
+    """What is recorded besides, as in the config's `shards.members`."""
     projects: dict[str, dict[str, Any]]
-    """Project name to version, license, split, source, and numbers of units and functions."""
+    """Project name to version, license, split, lineage, source, builds, config, and numbers of units and functions."""
     shards: tuple[ShardEntry, ...]
     totals: dict[str, int]
     """projects, units, functions, variants, assembly_bytes, shard_bytes, and what dedup removed."""
+    compiled: dict[str, dict[str, int]]
+    """Toolchain to the number of its units, and of those that it compiled at every level."""
     failures: dict[str, int]
     """`variant prefix/stage/cause` to the number of units."""
 

@@ -6,7 +6,6 @@ A key is found by reading up to it; a name is looked for in the whole corpus: se
 import difflib
 import fnmatch
 from collections.abc import Iterator
-from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
@@ -15,9 +14,10 @@ from corpus_builder import asm
 from corpus_builder.errors import UserFacingError
 from corpus_builder.record import FunctionRecord, Variant
 from corpus_builder.shards import load_index, read_shard
+from corpus_builder.storage import Location
 
 
-def find_function(corpus: Path, wanted: str) -> tuple[FunctionRecord, list[tuple[str, str]]]:
+def find_function(corpus: Location, wanted: str) -> tuple[FunctionRecord, list[tuple[str, str]]]:
     """The first function with that key or name, and the (key, place) of others with that name.
 
     Raises:
@@ -85,7 +85,7 @@ def side_by_side(record: FunctionRecord, variants: list[str], *, raw: bool) -> T
     return table
 
 
-def _records(corpus: Path) -> Iterator[FunctionRecord]:
+def _records(corpus: Location) -> Iterator[FunctionRecord]:
     for shard in load_index(corpus).shards:
         yield from read_shard(corpus / shard.name)
 

@@ -10,6 +10,8 @@ know stays as it was written, so a gap in the rules costs a match, never an inst
 """
 
 import re
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import NamedTuple
 
 
@@ -21,6 +23,21 @@ class Template(NamedTuple):
     """What each gap refers to: a label's new name goes there, if the function defines it."""
     fallbacks: tuple[str, ...] = ()
     """What goes there if it does not."""
+
+    def renamed(self, names: Mapping[str, str]) -> "Template":
+        """The same with other labels."""
+        return Template(
+            self.pieces,
+            tuple([names.get(name, name) for name in self.names]),
+            tuple([names.get(name, name) for name in self.fallbacks]),
+        )
+
+    def filled(self, labels: Mapping[str, str]) -> str:
+        """The line with a new name for each label that has one."""
+        text = self.pieces[0]
+        for name, fallback, piece in zip(self.names, self.fallbacks, self.pieces[1:], strict=True):
+            text += labels.get(name, fallback) + piece
+        return f"{text}\n"
 
 
 def gaps(text: str, reference: re.Pattern[str], fallback: str = "") -> Template:
@@ -36,9 +53,14 @@ def gaps(text: str, reference: re.Pattern[str], fallback: str = "") -> Template:
 
 _NUMBER = re.compile(r"(?<![\w.%])(-?)(?:0x([0-9a-f]+)|(\d+)(\.\d+)?(e[-+]?\d+)?)(?![\w.])", re.IGNORECASE)
 
+# In every number that _decimal may write otherwise: a base, a fraction, a leading zero, or many digits.
+_ODD_NUMBER = re.compile(r"\d[xX.eE]|0\d|\d{10}")
+
 
 def _decimal(text: str, register_bits: int = 64) -> str:
     """All numbers in decimal: `0xff` 255, `5.0e-1` 0.5, and what sets a register's highest bit negative."""
+    if not _ODD_NUMBER.search(text):
+        return text
 
     def decimal(match: re.Match[str]) -> str:
         minus, hexadecimal, digits, fraction, exponent = match.groups()
@@ -77,29 +99,49 @@ _AARCH64_BRANCH = re.compile(
     r"b\.?(eq|ne|cs|hs|cc|lo|mi|pl|vs|vc|hi|ls|ge|lt|gt|le|al|any|none|n?first|n?last|[pt]cont)"
 )
 _AARCH64_JUMPS = frozenset(("b", "cbz", "cbnz", "tbz", "tbnz"))
+_AARCH64_TAKES_ADDRESS = frozenset(("adr", "ldr", "ldrsw"))
 _AARCH64_CONDITION_OPERAND = re.compile(r", (cs|cc)$")
 _AARCH64_RELOCATION = re.compile(r":\w+:[\w.$]+(?:[-+]\w+)*")
 _AARCH64_LITERAL = re.compile(r"(?<= )=?([A-Za-z_.$][\w.$]*)(?:[-+]\w+)*$")
 
 
-def _aarch64_alias(text: str) -> str:
-    """One of the spellings that assemble to the same instruction; a load's offset tells ldur from ldr."""
-    if select := _AARCH64_SELECT.fullmatch(text):
-        kind, register, source, condition = select.groups()
-        condition = _INVERSE.get(_CARRY.get(condition, condition), condition)
-        if source in ("wzr", "xzr") and kind != "neg":
-            return f"cset{'m' if kind == 'inv' else ''} {register}, {condition}"
-        return f"c{kind} {register}, {source}, {condition}"
-    if widen := _AARCH64_WIDEN.fullmatch(text):
-        return f"{widen[1]}shll{widen[2]} {widen[3]}, 0"
-    text = _AARCH64_UNSCALED.sub(r"\1\2 ", text, count=1)
-    text = _AARCH64_ZERO_EXTEND.sub(r"mov w\1, ", text)
-    text = _AARCH64_TEST_BIT.sub(r"\1 w\2, \3,", text)
-    text = _AARCH64_ELEMENT.sub("mov ", text)
-    text = text.removesuffix(", lsl 0") if text.startswith("mov") else text
-    if text.startswith(("add", "sub", "cm")):
-        text = _AARCH64_IMMEDIATE_SHIFT.sub(lambda match: str(int(match[1]) << 12), text)
-    return _AARCH64_REGISTER_RANGE.sub(_listed, text) if "-" in text else text
+def _select_alias(text: str) -> str:
+    select = _AARCH64_SELECT.fullmatch(text)
+    if not select:
+        return text
+    kind, register, source, condition = select.groups()
+    condition = _INVERSE.get(_CARRY.get(condition, condition), condition)
+    if source in ("wzr", "xzr") and kind != "neg":
+        return f"cset{'m' if kind == 'inv' else ''} {register}, {condition}"
+    return f"c{kind} {register}, {source}, {condition}"
+
+
+def _unscaled_alias(text: str) -> str:
+    return _AARCH64_UNSCALED.sub(r"\1\2 ", text, count=1)  # the offset tells ldur from ldr
+
+
+def _shift_alias(text: str) -> str:
+    return _AARCH64_IMMEDIATE_SHIFT.sub(lambda match: str(int(match[1]) << 12), text)
+
+
+@cache
+def _aarch64_alias(mnemonic: str) -> Callable[[str], str] | None:
+    """What brings an instruction's spellings together, for those instructions that have several."""
+    if mnemonic in ("csinc", "csinv", "csneg"):
+        return _select_alias
+    if mnemonic in ("sxtl", "sxtl2", "uxtl", "uxtl2"):
+        return lambda text: _AARCH64_WIDEN.sub(r"\1shll\2 \3, 0", text)
+    if _AARCH64_UNSCALED.match(f"{mnemonic} "):
+        return _unscaled_alias
+    if mnemonic == "uxtw":
+        return lambda text: _AARCH64_ZERO_EXTEND.sub(r"mov w\1, ", text)
+    if mnemonic in ("tbz", "tbnz"):
+        return lambda text: _AARCH64_TEST_BIT.sub(r"\1 w\2, \3,", text)
+    if mnemonic in ("ins", "dup"):
+        return lambda text: _AARCH64_ELEMENT.sub("mov ", text).removesuffix(", lsl 0")
+    if mnemonic.startswith("mov"):
+        return lambda text: text.removesuffix(", lsl 0")
+    return _shift_alias if mnemonic.startswith(("add", "sub", "cm")) else None
 
 
 def _listed(registers: re.Match[str]) -> str:
@@ -107,24 +149,35 @@ def _listed(registers: re.Match[str]) -> str:
     return "{" + ", ".join(f"v{number}{kind}" for number in range(int(first), int(last) + 1)) + "}"
 
 
+@cache
+def _aarch64_jump(mnemonic: str) -> str:
+    """How a jump is called, `b.eq` for `beq`; empty for other instructions."""
+    if branch := _AARCH64_BRANCH.fullmatch(mnemonic):
+        return f"b.{_CARRY.get(branch[1], branch[1])}"
+    return mnemonic if mnemonic in _AARCH64_JUMPS else ""
+
+
 def _view_aarch64(text: str) -> Template:
-    is_32_bit = text.partition(" ")[2].startswith("w")
-    text = _AARCH64_RELOCATION.sub("SYM", text)
-    text = _aarch64_alias(_decimal(text, 32 if is_32_bit else 64))
     mnemonic, _, operands = text.partition(" ")
     if mnemonic == "bl":
         return Template(("bl CALL",))
-    if branch := _AARCH64_BRANCH.fullmatch(mnemonic):
-        return _branch(f"b.{_CARRY.get(branch[1], branch[1])}", operands)
-    if mnemonic in _AARCH64_JUMPS:
+    if ":" in text:
+        text = _AARCH64_RELOCATION.sub("SYM", text)
+    text = _decimal(text, 32 if operands.startswith("w") else 64)
+    if alias := _aarch64_alias(mnemonic):
+        text = alias(text)
+    if "-" in text and "{" in text:
+        text = _AARCH64_REGISTER_RANGE.sub(_listed, text)
+    if jump := _aarch64_jump(mnemonic):
         head, _, target = text.rpartition(" ")
-        return _branch(head, target)
+        return _branch(f"{jump}{head[len(mnemonic) :]}", target)
     if mnemonic == "adrp":
         return Template((text.partition(", ")[0] + ", SYM",))
     if mnemonic in ("mrs", "msr"):
         return Template((text.lower(),))
-    text = _AARCH64_CONDITION_OPERAND.sub(lambda match: f", {_CARRY[match[1]]}", text)
-    if mnemonic == "adr" or (mnemonic in ("ldr", "ldrsw") and "[" not in text):
+    if text.endswith((", cs", ", cc")):
+        text = _AARCH64_CONDITION_OPERAND.sub(lambda match: f", {_CARRY[match[1]]}", text)
+    if mnemonic in _AARCH64_TAKES_ADDRESS and "[" not in text:
         return gaps(text, _AARCH64_LITERAL, "SYM")
     return Template((text,))
 
@@ -133,6 +186,9 @@ _X86_SAME_CONDITION = {
     **{"z": "e", "nz": "ne", "c": "b", "nae": "b", "nc": "ae", "nb": "ae", "nbe": "a", "na": "be"},
     **{"nle": "g", "nl": "ge", "nge": "l", "ng": "le", "pe": "p", "po": "np"},
 }
+_X86_CALL = re.compile("call")
+_X86_IS_PREFIX = re.compile(r"lock|rep\w*|notrack|bnd|data16|rex\w*")
+_X86_NAME = re.compile(r"(?<![%\w.@{])[A-Za-z_.]")
 _X86_PREFIX = re.compile(r"((?:(?:lock|rep\w*|notrack|bnd|data16|rex\w*) )*)(\S+) ?(.*)")
 _X86_SPELLING = {"retq": "ret", "callq": "call", "jmpq": "jmp", "leaveq": "leave"} | {
     f"sal{size}": f"shl{size}" for size in ("", "b", "w", "l", "q")
@@ -142,6 +198,10 @@ _X86_STRING = re.compile(r"(?:movs|stos|lods|scas|cmps)[bwlq]")
 _X86_SHIFT = re.compile(r"(?:sh[lr]|sar|ro[lr]|rc[lr])[bwlq]?")
 _X86_IMMEDIATE = re.compile(r"\$(\d+)(?=,|$)")
 _X86_BITS = {"b": 8, "w": 16, "l": 32}
+# Immediates that may have the highest bit of so many.
+_X86_LARGE = {
+    bits: re.compile(rf"\$\d{{{digits}}}") for bits, digits in ((8, 3), (16, 5), (32, 10), (64, 19))
+}
 _X86_JUMP = re.compile(r"jmp|j[re]?cxz|loopn?e?|xbegin|j(?:[abgl]e?|[esop]|n[esop])")
 _X86_CONDITIONAL = re.compile(r"(j|set|cmov)(pe|po|n?(?:[abgl]e?|[ezcsop]))")
 _X86_SIZED_CMOV = re.compile(r"(cmov)(pe|po|n?(?:[abgl]e?|[ezcsop]))[wlq]")
@@ -151,41 +211,64 @@ _X86_INTEGER_FROM_FLOAT = re.compile(r"(v?cvtt?s[sd]2u?si)[lq]")
 _X86_FLOAT_FROM_INTEGER = re.compile(r"(v?cvtu?si2s[sd])[lq]")
 
 
-def _x86_mnemonic(mnemonic: str, operands: str) -> str:
+class _X86Rule(NamedTuple):
+    """What holds for all instructions of one mnemonic."""
+
+    spelling: str
     """The disassembler's name: one of each pair of equal conditions, no size that a register gives."""
-    conditional = _X86_CONDITIONAL.fullmatch(mnemonic) or _X86_SIZED_CMOV.fullmatch(mnemonic)
-    if conditional:
-        stem, condition = conditional.groups()
-        return stem + _X86_SAME_CONDITION.get(condition, condition)
-    if sized := _X86_INTEGER_FROM_FLOAT.fullmatch(mnemonic):
-        return sized[1]
-    sized = _X86_FLOAT_FROM_INTEGER.fullmatch(mnemonic)
-    if sized and operands.startswith("%"):
-        return sized[1]
-    return _X86_SPELLING.get(mnemonic, mnemonic)
+    register_spelling: str
+    """The same where the first operand is a register."""
+    role: str
+    """`call`, `jump`, `string`, `shift` or empty."""
+    bits: int
 
 
-def _x86_immediate(mnemonic: str, operands: str) -> str:
+@cache
+def _x86_rule(mnemonic: str) -> _X86Rule:
+    spelling = _X86_SPELLING.get(mnemonic, mnemonic)
+    if found := _X86_CONDITIONAL.fullmatch(mnemonic) or _X86_SIZED_CMOV.fullmatch(mnemonic):
+        spelling = found[1] + _X86_SAME_CONDITION.get(found[2], found[2])
+    elif found := _X86_INTEGER_FROM_FLOAT.fullmatch(mnemonic):
+        spelling = found[1]
+    from_register = _X86_FLOAT_FROM_INTEGER.fullmatch(mnemonic)
+    patterns = {"jump": _X86_JUMP, "string": _X86_STRING, "shift": _X86_SHIFT, "call": _X86_CALL}
+    role = next((role for role, pattern in patterns.items() if pattern.fullmatch(spelling)), "")
+    return _X86Rule(
+        spelling, from_register[1] if from_register else spelling, role, _X86_BITS.get(spelling[-1:], 64)
+    )
+
+
+def _x86_immediates(rule: _X86Rule, operands: str) -> str:
     """Immediates as signed numbers of the operation's width, since the bytes know no other; no shift by 1."""
-    if operands.startswith("$1, ") and operands.count(",") == 1 and _X86_SHIFT.fullmatch(mnemonic):
+    if rule.role == "shift" and operands.startswith("$1, ") and operands.count(",") == 1:
         return operands[4:]
-    bits = _X86_BITS.get(mnemonic[-1], 64)
-    return _X86_IMMEDIATE.sub(lambda match: f"${_signed(int(match[1]), bits)}", operands)
+    if not _X86_LARGE[rule.bits].search(operands):
+        return operands
+    return _X86_IMMEDIATE.sub(lambda match: f"${_signed(int(match[1]), rule.bits)}", operands)
 
 
 def _view_x86_64(text: str) -> Template:
-    prefix, mnemonic, operands = _X86_PREFIX.fullmatch(text).groups()  # type: ignore[union-attr]
-    mnemonic = _x86_mnemonic(mnemonic, operands)
-    head = prefix + mnemonic
-    if mnemonic == "call" and not operands.startswith("*"):
+    mnemonic, _, operands = text.partition(" ")
+    prefix = ""
+    if _X86_IS_PREFIX.fullmatch(mnemonic):
+        prefix, mnemonic, operands = _X86_PREFIX.fullmatch(text).groups()  # type: ignore[union-attr]
+    rule = _x86_rule(mnemonic)
+    head = prefix + (rule.register_spelling if operands.startswith("%") else rule.spelling)
+    is_indirect = operands.startswith("*")
+    if rule.role == "call" and not is_indirect:
         return Template((f"{head} CALL",))
-    if _X86_JUMP.fullmatch(mnemonic) and not operands.startswith("*"):
+    if rule.role == "jump" and not is_indirect:
         return _branch(head, operands)
-    if not operands or (_X86_STRING.fullmatch(mnemonic) and "%xmm" not in operands):
+    if not operands or (rule.role == "string" and "%xmm" not in operands):
         return Template((head,))
     head = _X86_SCANS.get(head, head)
-    operands = _x86_immediate(mnemonic, _decimal(operands))
-    operands = _X86_DISPLACEMENT_0.sub("", operands).replace(",1)", ")")
+    operands = _decimal(operands)
+    if "$" in operands:
+        operands = _x86_immediates(rule, operands)
+    if "(" in operands:
+        operands = _X86_DISPLACEMENT_0.sub("", operands).replace(",1)", ")")
+    if not _X86_NAME.search(operands):
+        return Template((f"{head} {operands}",))
     operand = gaps(operands, _X86_SYMBOL, "SYM")
     return operand._replace(pieces=(f"{head} {operand.pieces[0]}", *operand.pieces[1:]))
 
@@ -196,17 +279,27 @@ _RISCV_ADDRESS = re.compile(r"(?<= )([A-Za-z_.][\w.$]*)(?:[-+]\w+)*$")
 _RISCV_TAKES_ADDRESS = re.compile(r"l[lg]?a|l[bhwd]u?|fl[wd]")
 
 
+@cache
+def _riscv_role(mnemonic: str) -> str:
+    if mnemonic in ("call", "tail"):
+        return "call"
+    if _RISCV_JUMP.fullmatch(mnemonic):
+        return "jump"
+    return "address" if _RISCV_TAKES_ADDRESS.fullmatch(mnemonic) else ""
+
+
 def _view_riscv64(text: str) -> Template:
     mnemonic, _, operands = text.partition(" ")
-    if mnemonic in ("call", "tail") or (mnemonic == "jal" and "," not in operands):
+    role = _riscv_role(mnemonic)
+    if role == "call" or (mnemonic == "jal" and "," not in operands):
         return Template((f"{mnemonic} CALL",))
-    if _RISCV_JUMP.fullmatch(mnemonic):
+    if role == "jump":
         head, _, target = text.rpartition(" ")
         return _branch(head, target)
-    text = _decimal(_RISCV_RELOCATION.sub("SYM", text))
-    if _RISCV_TAKES_ADDRESS.fullmatch(mnemonic):
-        return gaps(text, _RISCV_ADDRESS, "SYM")
-    return Template((text,))
+    if "%" in text:
+        text = _RISCV_RELOCATION.sub("SYM", text)
+    text = _decimal(text)
+    return gaps(text, _RISCV_ADDRESS, "SYM") if role == "address" else Template((text,))
 
 
 VIEW_TEMPLATES = {"aarch64": _view_aarch64, "x86_64": _view_x86_64, "riscv64": _view_riscv64}

@@ -157,7 +157,9 @@ def print_plan(summary: Mapping[str, Any], screen: Console) -> None:
         screen.print(f"note: {note}", markup=False)
     for failure in summary["failures"]:
         last = failure["tail"].strip().rpartition("\n")[2]
-        screen.print(f"left out: {failure['unit']}: {failure['stage']}, {failure['cause']}: {last}", markup=False)
+        screen.print(
+            f"left out: {failure['unit']}: {failure['stage']}, {failure['cause']}: {last}", markup=False
+        )
     screen.print(
         f"{summary['units']:,} units x {summary['variants']} variants (toolchain x level)"
         f" = {summary['compilations']:,} compilations"

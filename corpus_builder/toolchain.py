@@ -4,10 +4,10 @@ In: names such as `aarch64.gcc` and a toolchain file (configs/toolchains.yaml, w
 `Toolchain` values whose compiler has been run on a file with a system header, so that a missing compiler, or
 one without the target's C headers, shows before a build and not as thousands of failures.
 
-A unit is compiled in two steps, so that the second needs nothing but the compiler: `preprocess_argv` makes one
-text for each macro class, and `compile_argv` compiles that text at each level of the class. For gcc the text
-keeps its macros (`-fdirectives-only`): with them expanded, gcc 12 numbers labels otherwise at -O0. clang's text
-is its plain `-E` output. Either way the assembly is the one of the direct command, byte for byte.
+A unit is compiled in two steps, so that the second needs nothing but the compiler: `preprocess_argv` makes
+one text for each macro class, and `compile_argv` compiles that text at each level of the class. For gcc the
+text keeps its macros (`-fdirectives-only`): with them expanded, gcc 12 numbers labels otherwise at -O0.
+clang's text is its plain `-E` output. Either way the assembly is that of the direct command, byte for byte.
 Invariant: an argument list names no folder but the project's root, and the environment is the same
 everywhere, so equal compilers give equal bytes on every machine.
 Cost: a probe runs the compiler two or three times, 0.1 s.
@@ -105,7 +105,7 @@ class ToolchainFile(ConfigModel):
     """A toolchain file."""
 
     toolchains: tuple[ToolchainEntry, ...]
-    flag_sets: dict[str, FlagSet] = {}
+    flag_sets: Mapping[str, FlagSet] = {}
 
 
 @dataclass(frozen=True)

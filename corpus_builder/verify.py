@@ -6,14 +6,14 @@ One pass over all shards; memory grows with the number of distinct bodies (about
 """
 
 from collections.abc import Callable
-from pathlib import Path
 
 from corpus_builder.config import SPLITS
 from corpus_builder.record import FunctionRecord
 from corpus_builder.shards import verify_shards
+from corpus_builder.storage import Location
 
 
-def verify_corpus(corpus: Path, progress: Callable[[str], None] = lambda name: None) -> list[str]:
+def verify_corpus(corpus: Location, progress: Callable[[str], None] = lambda name: None) -> list[str]:
     """The problems found, each in one line; empty for a sound corpus.
 
     Raises:
