@@ -63,7 +63,8 @@ def license_texts(root: Path) -> dict[str, str]:
 
 
 _TEXT_NAME = re.compile(
-    r"(?i)(COPYING|LICEN[CS]ES?|UNLICENSE|COPYRIGHT|NOTICE|PATENTS)([-._]?[^.]*)?(\.(txt|md|rst|[0-9]+))?"
+    r"(?i)(?!.*\.(c|h|cc|cpp|hpp|py|pl|sh|in|am|js|rb)$)"  # code about licences
+    r"(COPYING|LICEN[CS]ES?|UNLICENSE|COPYRIGHT|NOTICE|PATENTS)([-._].*)?"
 )
 _TEXT_MAX_BYTES = 1 << 20
 

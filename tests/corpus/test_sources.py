@@ -1,4 +1,4 @@
-"""Sources through a real HTTP server: pinned, tampered, cut off, unreachable, hostile archives."""
+"""Sources through a real HTTP server and real git: pinned, tampered, cut off, unreachable, hostile."""
 
 import base64
 import functools
@@ -7,6 +7,7 @@ import hashlib
 import http.server
 import io
 import json
+import subprocess
 import tarfile
 import threading
 import zipfile
@@ -16,11 +17,14 @@ from typing import Any
 
 import pytest
 
+from corpus_builder.config import Project
 from corpus_builder.errors import ConfigError, OutputError, SourceError, TamperedSource
 from corpus_builder.package_index import configured_indexes, sdist_url, without_credentials
+from corpus_builder.record import Command
 from corpus_builder.sources import content_sha256, fetch, units_of
 from samples import TINY, a_project
 
+ISAS = ["x86_64"]
 MEMBERS = {"demo-1.0/src/a.c": "int a;", "demo-1.0/src/sub/b.c": "int b;", "demo-1.0/include/a.h": ""}
 
 
@@ -114,10 +118,10 @@ def test_an_archive_is_fetched_once_and_unpacked(server: Server, tmp_path: Path,
     root = fetch(project, tmp_path / "cache")
     assert fetch(project, tmp_path / "cache") == root
     assert len(server.requests) == 1
-    units = units_of(project, root)
+    units = units_of(project, root, ["aarch64", "x86_64"])
     assert [unit.id for unit in units] == ["demo/src/a.c", "demo/src/sub/b.c"]
-    assert {unit.root for unit in units} == {root / "demo-1.0"}
-    assert units[0].flags == ("-std=gnu11", "-DX=1", "-Iinclude")
+    command = Command(root / "demo-1.0", ".", "src/a.c", ("-std=gnu11", "-DX=1", "-Iinclude"))
+    assert units[0].commands == {"aarch64": command, "x86_64": command}
     assert units[0].size_bytes == len("int a;")
     assert {path.name for path in (tmp_path / "cache").iterdir()} == {"archives", "sources"}
 
@@ -246,7 +250,7 @@ def test_a_folder_is_used_in_place_and_watched(tmp_path: Path) -> None:
 
 def test_excluded_folders_and_files_are_left_out() -> None:
     project = a_project({"kind": "path", "path": str(TINY)}, exclude=["queue.c", "check*"])
-    assert [unit.file for unit in units_of(project, TINY)] == ["ring.c"]
+    assert [unit.file for unit in units_of(project, TINY, ISAS)] == ["ring.c"]
 
 
 def test_an_excluded_folder_takes_its_files_along(tmp_path: Path) -> None:
@@ -255,7 +259,7 @@ def test_an_excluded_folder_takes_its_files_along(tmp_path: Path) -> None:
         (tmp_path / name).write_text("")
     for pattern in ("tests", "tests/**", "**/tests"):
         project = a_project({"kind": "path", "path": str(tmp_path)}, sources=["**/*.c"], exclude=[pattern])
-        assert [unit.file for unit in units_of(project, tmp_path)] == ["a.c"]
+        assert [unit.file for unit in units_of(project, tmp_path, ISAS)] == ["a.c"]
 
 
 @pytest.mark.parametrize(
@@ -271,7 +275,109 @@ def test_an_excluded_folder_takes_its_files_along(tmp_path: Path) -> None:
 def test_recipes_that_do_not_fit_are_refused(recipe: dict[str, Any], message: str) -> None:
     project = a_project({"kind": "path", "path": str(TINY)}, **recipe)
     with pytest.raises(ConfigError, match=message):
-        units_of(project, TINY)
+        units_of(project, TINY, ISAS)
+
+
+def test_a_project_with_its_own_build_needs_no_recipe(tmp_path: Path) -> None:
+    archive = tmp_path / "demo.tar.gz"
+    archive.write_bytes(a_tar())
+    source = {"kind": "archive", "location": str(archive), "sha256": sha256(a_tar())}
+    described = {"name": "demo", "version": "1", "license": "MIT"}
+    own = Project.model_validate({**described, "source": source, "build": {}})
+    root = fetch(own, tmp_path / "cache")
+    assert (root / "demo-1.0" / "src" / "a.c").is_file()
+    assert len(content_sha256(own, root)) >= 16
+    in_place = Project.model_validate({**described, "source": {"kind": "path", "path": str(root)}})
+    assert fetch(in_place, tmp_path / "cache") == root
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Repository":
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("GIT_AUTHOR", "GIT_COMMITTER"):
+        monkeypatch.setenv(f"{name}_NAME", "A")
+        monkeypatch.setenv(f"{name}_EMAIL", "a@example.org")
+    return Repository(tmp_path / "repository")
+
+
+class Repository:
+    """A git repository with three commits."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+        self.git("init", "--quiet")
+        self.commits = [self.commit({"a.c": f"int a = {number};\n"}) for number in range(3)]
+
+    def git(self, *arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=self.folder, check=True, capture_output=True)
+        return done.stdout.decode().strip()
+
+    def commit(self, files: dict[str, str]) -> str:
+        for name, text in files.items():
+            (self.folder / name).write_text(text)
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--message=x")
+        return self.git("rev-parse", "HEAD")
+
+    def project(self, commit: str) -> Project:
+        return a_project({"kind": "git", "url": str(self.folder), "commit": commit})
+
+
+def test_a_commit_is_fetched_once_without_its_history(repository: Repository, tmp_path: Path) -> None:
+    first, second, _ = (repository.project(commit) for commit in repository.commits)
+    roots = [fetch(project, tmp_path / "cache") for project in (first, second)]
+    assert [(root / "a.c").read_text() for root in roots] == ["int a = 0;\n", "int a = 1;\n"]
+    assert not (roots[0] / ".git").exists()
+    assert content_sha256(first, roots[0]) != content_sha256(second, roots[1])
+    repository.folder.rename(tmp_path / "gone")
+    assert fetch(first, tmp_path / "cache") == roots[0]
+
+
+def test_a_server_that_refuses_commits_gives_its_history(repository: Repository, tmp_path: Path) -> None:
+    # Protocol 0 gives out branches and tags only, as servers do that were told to.
+    repository.git("config", "--global", "protocol.version", "0")
+    fetched = fetch(repository.project(repository.commits[0]), tmp_path / "cache")
+    assert (fetched / "a.c").read_text() == "int a = 0;\n"
+
+
+def test_a_commit_that_is_not_there_is_one_line(repository: Repository, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=f"cannot fetch commit {'0' * 40} of {repository.folder}: "):
+        fetch(repository.project("0" * 40), tmp_path / "cache")
+    secret = a_project({"kind": "git", "url": "http://me:word@127.0.0.1:1/x", "commit": "0" * 40})
+    with pytest.raises(SourceError, match=r"of http://127\.0\.0\.1:1/x: ") as caught:
+        fetch(secret, tmp_path / "cache")
+    assert "word" not in str(caught.value)
+    assert list((tmp_path / "cache" / "sources").iterdir()) == []
+
+
+def test_a_repository_runs_nothing_and_leads_nowhere(repository: Repository, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    repository.git("config", "--global", "filter.evil.smudge", f"touch {ran}; cat")
+    repository.git("config", "--global", "core.autocrlf", "true")
+    hooks = tmp_path / "hooks"
+    hooks.mkdir()
+    (hooks / "post-checkout").write_text(f"#!/bin/sh\ntouch {ran}\n")
+    (hooks / "post-checkout").chmod(0o755)
+    repository.git("config", "--global", "core.hooksPath", str(hooks))
+    (repository.folder / ".gitattributes").write_text("*.c filter=evil\n")
+    (repository.folder / "leak.c").symlink_to("/etc/hostname")
+    (repository.folder / "same.c").symlink_to("a.c")
+    root = fetch(repository.project(repository.commit({})), tmp_path / "cache")
+    assert not ran.exists()
+    assert (root / "a.c").read_bytes() == b"int a = 2;\n"
+    assert not (root / "leak.c").is_symlink()
+    assert (root / "same.c").read_text() == "int a = 2;\n"
+
+
+def test_a_build_started_by_a_git_hook_is_not_misled(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = repository.project(repository.commits[1])
+    monkeypatch.setenv("GIT_DIR", str(repository.folder / ".git"))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(repository.folder / ".git" / "index"))
+    assert (fetch(project, tmp_path / "cache") / "a.c").read_text() == "int a = 1;\n"
+    assert (repository.folder / "a.c").read_text() == "int a = 2;\n"
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
