@@ -8,12 +8,22 @@ nearest valid one. `load_config` is shared with the trainer; the models of a cor
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from corpus_builder.errors import ConfigError
+from corpus_builder.storage import Location, location
 
 LEVELS = ("O0", "O1", "O2", "O3", "Os")
 OPTIMISATIONS = ("O0", "O1", "O2", "O3", "Os", "Oz", "Ofast", "Og")
@@ -24,6 +34,10 @@ Level = Annotated[str, Field(pattern=rf"^({'|'.join(OPTIMISATIONS)})(-[a-z0-9]+)
 """An -O level, alone or with a flag set of the toolchain file: `O2`, `O2-no-inline`."""
 Isa = Literal["aarch64", "x86_64", "riscv64"]
 Split = Literal["train", "valid", "test"]
+if TYPE_CHECKING:
+    Output = Location
+else:  # pydantic would want the class of a URL's path, which takes 40 ms to import
+    Output = Annotated[Any, PlainValidator(location), PlainSerializer(str)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -203,7 +217,7 @@ class CorpusConfig(ConfigModel):
     """One corpus: which projects, through which toolchains, at which levels, into which folder."""
 
     name: str
-    output: str
+    output: Output
     """Folder of the finished corpus, relative to the working directory; or a URL such as s3://bucket/corpus."""
     work: Path | None = None
     """Local folder for unfinished parts; `work` inside the output, and required where that is a URL."""
@@ -229,11 +243,11 @@ class CorpusConfig(ConfigModel):
     @property
     def work_folder(self) -> Path:
         """Where parts and unfinished shards lie."""
-        return self.work or Path(self.output) / "work"
+        return self.work or Path(str(self.output)) / "work"
 
     @model_validator(mode="after")
     def _work_is_local(self) -> "CorpusConfig":
-        if "://" in self.output and not self.output.startswith("file://") and self.work is None:
+        if not isinstance(self.output, Path) and self.work is None:
             raise ValueError(
                 "`work` is required where `output` is a URL: a local folder for unfinished parts"
             )

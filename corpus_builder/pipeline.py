@@ -26,7 +26,7 @@ from corpus_builder.process import Limits
 from corpus_builder.publish import publish_corpus
 from corpus_builder.record import Failure, Unit
 from corpus_builder.shards import CorpusIndex, load_index
-from corpus_builder.storage import Location, atomic_output, location
+from corpus_builder.storage import Location, atomic_output
 from corpus_builder.toolchain import Toolchain
 from corpus_builder.worker import Wanted, build_unit
 
@@ -72,7 +72,7 @@ def build(
         UserFacingError: whatever stops a build; what is finished stays and is used by the next one.
     """
     plan = plan or plan_build(config, progress)
-    work, target = config.work_folder, location(config.output)
+    work, target = config.work_folder, config.output
     marker = work / "finished.json"
     identity = _build_identity(config, plan)
     finished = _finished_build(target, marker, identity)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from corpus_builder.errors import ConfigError, ToolchainError
-from corpus_builder.record import Unit
+from corpus_builder.record import Command
 from corpus_builder.toolchain import Toolchain, load_toolchains, resolve
 
 SHIPPED = Path(__file__).parents[2] / "configs" / "toolchains.yaml"
@@ -41,7 +41,7 @@ def toolchain_file(folder: Path, *entries: str) -> Path:
 
 
 def test_the_shipped_file_covers_every_family_for_every_instruction_set() -> None:
-    entries = load_toolchains(SHIPPED)
+    entries = load_toolchains(SHIPPED).toolchains
     assert {(entry.isa, entry.family) for entry in entries} == {
         (isa, family) for isa in ("aarch64", "x86_64", "riscv64") for family in ("gcc", "clang", "zig")
     }
@@ -160,8 +160,8 @@ def test_arguments_kept_in_records_name_no_folder(tmp_path: Path) -> None:
         flags=("-ffile-prefix-map={root}=.",),
         version="clang version 19.1.7",
     )
-    unit = Unit("p", tmp_path, "a/b.c", ("-Iinclude", "-DX=1", f"-I{tmp_path}/gen"), 1)
-    kept = toolchain.arguments(unit, "Os")
+    command = Command(tmp_path, "a", "b.c", ("-Iinclude", "-DX=1", "-I{root}/gen"))
+    kept = toolchain.arguments(command, "Os")
     assert kept == (
         "--target=aarch64-linux-gnu",
         "-ffile-prefix-map=.=.",
@@ -170,5 +170,7 @@ def test_arguments_kept_in_records_name_no_folder(tmp_path: Path) -> None:
         "-I./gen",
         "-Os",
     )
-    assert toolchain.compile_argv(unit, "Os", Path("/o.s"))[-5:] == ["-Os", "-S", "-o", "/o.s", "a/b.c"]
-    assert f"-ffile-prefix-map={tmp_path}=." in toolchain.preprocess_argv(unit, "Os")
+    assert toolchain.compile_argv(command, "Os", "text.i", "o.s")[-6:] == [
+        *("-x", "cpp-output", "-S", "-o", "o.s", "text.i")
+    ]
+    assert f"-ffile-prefix-map={tmp_path}=." in toolchain.preprocess_argv(command, "Os")

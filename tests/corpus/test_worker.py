@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from compilers import LIMITS, installed, misbehaving
+from compilers import LIMITS, a_unit, installed, misbehaving
 from corpus_builder import asm
 from corpus_builder.config import Project
+from corpus_builder.prepare import prepare_unit
 from corpus_builder.record import FunctionRecord, Unit, UnitResult, function_key
 from corpus_builder.toolchain import Toolchain
-from corpus_builder.worker import build_unit
+from corpus_builder.worker import Wanted, build_unit
 
 SHA = "0" * 64
 PROJECT = Project.model_validate(
@@ -63,11 +64,16 @@ def unit(tmp_path: Path) -> Unit:
     root.mkdir()
     (root / "sum.c").write_text(SOURCE)
     (root / "table.h").write_text(HEADER)
-    return Unit("demo", root, "sum.c", (), len(SOURCE))
+    return a_unit(root, "sum.c")
+
+
+def root_of(unit: Unit) -> Path:
+    return unit.commands["x86_64"].root
 
 
 def build(unit: Unit, toolchains: list[Toolchain], levels: tuple[str, ...] = ("O0", "O2")) -> UnitResult:
-    return build_unit(unit, PROJECT, toolchains, levels, limits=LIMITS)
+    prepared = prepare_unit(unit, toolchains, levels, limits=LIMITS)
+    return build_unit(unit, prepared, PROJECT, toolchains, Wanted(levels, LIMITS, members=("inlined",)))
 
 
 def by_name(result: UnitResult) -> dict[str, FunctionRecord]:
@@ -127,7 +133,7 @@ def test_a_function_has_only_the_variants_that_emitted_it(unit: Unit) -> None:
 
 
 def test_clones_and_cold_parts_are_not_records(unit: Unit) -> None:
-    (unit.root / "sum.c").write_text(
+    (root_of(unit) / "sum.c").write_text(
         "#include <stdlib.h>\n"
         "__attribute__((noinline)) static int pick(int *p, int k) { return *p + k; }\n"
         "int a(int *p) { if (*p > 7) abort(); return pick(p, 1); }\n"
@@ -141,17 +147,17 @@ def test_clones_and_cold_parts_are_not_records(unit: Unit) -> None:
 
 
 def test_equal_inputs_in_another_folder_give_equal_results(unit: Unit, tmp_path: Path) -> None:
-    (unit.root / "sum.c").write_text(
+    (root_of(unit) / "sum.c").write_text(
         SOURCE + "const char *where(void) { return __FILE__ __DATE__ __TIME__; }\n"
     )
     copy = tmp_path / "a-folder-with-another-name"
-    shutil.copytree(unit.root, copy)
+    shutil.copytree(root_of(unit), copy)
     toolchains = installed("aarch64.gcc", "x86_64.clang")
-    assert build(unit, toolchains) == build(Unit("demo", copy, "sum.c", (), unit.size_bytes), toolchains)
+    assert build(unit, toolchains) == build(a_unit(copy, "sum.c"), toolchains)
 
 
 def test_a_unit_that_does_not_compile_is_rows_and_no_records(unit: Unit) -> None:
-    (unit.root / "sum.c").write_text("int sum( {\n")
+    (root_of(unit) / "sum.c").write_text("int sum( {\n")
     toolchains = installed("aarch64.gcc", "x86_64.clang")
     result = build(unit, toolchains)
     assert result.records == ()
@@ -161,7 +167,7 @@ def test_a_unit_that_does_not_compile_is_rows_and_no_records(unit: Unit) -> None
 
 
 def test_a_missing_file_is_rows_as_well(unit: Unit) -> None:
-    result = build(Unit("demo", unit.root, "gone.c", (), 0), installed("aarch64.gcc"))
+    result = build(a_unit(root_of(unit), "gone.c"), installed("aarch64.gcc"))
     assert [row.cause for row in result.failures] == ["error", "error"]
 
 
@@ -186,7 +192,7 @@ def test_a_bad_toolchain_does_not_lose_the_others(
 
 
 def test_functions_without_source_text_are_counted_by_name(unit: Unit) -> None:
-    (unit.root / "sum.c").write_text(
+    (root_of(unit) / "sum.c").write_text(
         "#define MAKE(name) int name(int x) { return x + 1; }\n"
         "int plain(int x) { return x; }\n"
         '__asm__(".globl raw\\n.type raw, %function\\nraw: ret\\n.size raw, .-raw");\n'
@@ -202,7 +208,7 @@ def test_functions_without_source_text_are_counted_by_name(unit: Unit) -> None:
 
 
 def test_bytes_that_are_not_utf8_do_no_harm(unit: Unit) -> None:
-    (unit.root / "sum.c").write_bytes(b'/* caf\xe9 */\nconst char *name(void) { return "caf\xe9"; }\n')
+    (root_of(unit) / "sum.c").write_bytes(b'/* caf\xe9 */\nconst char *name(void) { return "caf\xe9"; }\n')
     result = build(unit, installed("aarch64.gcc", "x86_64.clang"))
     assert set(by_name(result)) == {"name"}
     assert result.failures == ()
