@@ -6,6 +6,7 @@ The lines count on the environment of `environment`: compilers by name, and vari
 Every build goes on after an error (-k), so that one program that does not build costs itself alone.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -177,6 +178,8 @@ def _configure_arguments(folder: Path, target: Target) -> str:
         return " --host=$HOST --build=$BUILD"
     if "--cross-prefix=" in text and "--enable-cross-compile" in text:  # FFmpeg's
         return f" --enable-cross-compile --cross-prefix=$CROSS_COMPILE --arch={target.isa} --target-os=linux"
+    if re.search(r"^\s*CC=\*\)", text, re.MULTILINE):  # takes variables as arguments alone, as that of ed
+        return " CC=$CC"
     return " --cross-prefix=$CROSS_COMPILE" if "--cross-prefix=" in text else ""
 
 

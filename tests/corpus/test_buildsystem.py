@@ -89,6 +89,7 @@ def test_configure_is_made_where_it_is_missing(tmp_path: Path) -> None:
         ("--cross-prefix=* --enable-cross-compile",
          " --enable-cross-compile --cross-prefix=$CROSS_COMPILE --arch=aarch64 --target-os=linux"),
         ("--cross-prefix=*", " --cross-prefix=$CROSS_COMPILE"),
+        ("case $1 in\n  CC=*) CC=$2 ;;", " CC=$CC"),
         ("CC=${CC-gcc}", ""),
     ],
 )  # fmt: skip

@@ -391,7 +391,7 @@ def test_the_sandbox_has_no_network_and_no_way_out(toy: Workshop, tmp_path: Path
     toy.write({"a.c": "int a;\n"})
     lines = (
         "test \"$(tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' ')\" = lo",
-        f"! touch /usr/x && ! touch /etc/x && ! touch /x",
+        "! touch /usr/x && ! touch /etc/x && ! touch /x",
         f"! touch {tmp_path}/x && ! test -e {Path.home()}/.ssh",
         '! touch /asmtrain/bin/x && ! sh -c "echo > /asmtrain/bin/gcc"',
         'test "$HOME" = /home/build && touch $HOME/x /tmp/x /dev/shm/x && test "$PWD" = /build/toy',
