@@ -63,7 +63,7 @@ _PREPROCESS: dict[Family, tuple[str, ...]] = {
 _PREPROCESSED: dict[Family, tuple[str, ...]] = {
     "gcc": ("-x", "cpp-output", "-fpreprocessed", "-fdirectives-only"),
     "clang": ("-x", "cpp-output"),
-    "zig": ("-x", "cpp-output"),
+    "zig": (),  # goes by the ending, .i, and knows no name for it
 }
 # The levels at which compilers predefine the same macros, by the level that stands for them (gcc, clang).
 _MACRO_CLASS = {"O1": "O2", "O2": "O2", "O3": "O2", "Og": "O2", "Os": "Os", "Oz": "Os"}
@@ -202,7 +202,10 @@ def _rejected(command: tuple[str, ...], target: tuple[str, ...], flags: tuple[st
 
         def accepts(some: Sequence[str]) -> bool:
             argv = [*command, *target, "-w", *some, "-x", "c", "-S", "-o", "/dev/null", "/dev/null"]
-            return run(argv, cwd=Path(folder), limits=_PROBE_LIMITS).ok
+            try:
+                return run(argv, cwd=Path(folder), limits=_PROBE_LIMITS).ok
+            except FileNotFoundError:
+                return True  # whoever compiles says that the compiler is gone
 
         if not probed or accepts(probed):
             return frozenset()
