@@ -215,7 +215,7 @@ def test_lines_fit_the_instructions(name: str, level: str, tmp_path: Path) -> No
     for symbol, body in cleaned.items():
         assert len(lines[symbol]) == asm.num_instructions(body)
         assert {file for file, line in lines[symbol] if line} <= {str(tmp_path / "unit.c"), "unit.c"}
-    instructions = [line for line in cleaned["outermost"].splitlines() if not line.endswith(":")]
+    instructions = [line for line in cleaned["outermost"].splitlines() if line[0] != "." and line[-1] != ":"]
     calls = [
         source[line - 1]
         for text, (_, line) in zip(instructions, lines["outermost"], strict=True)
