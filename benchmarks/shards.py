@@ -2,9 +2,10 @@
 
 All hold every member of every sample in memory as bytes, one sample at a time, and touch nothing else.
 Each contender runs in turn in every round, Ray Data in rounds of its own; the figures are medians. Reading
-begins with files in the page cache. Wants a quiet machine with two free cores: we read with two threads. The shards are those of the corpus given; where there is none, they are made up, and
-the first line says so. Prints a table, and as its last line one JSON object: each ratio is their time over
-ours, so above 1 is ours; `read_vs_bare_zstd` is the bare time over ours, so 1 is as fast as possible.
+begins with files in the page cache. It wants two free cores, for we read with two threads. The shards are
+those of the corpus given; where there is none, they are made up, and the first line says so. Prints a table,
+and as its last line one JSON object: each ratio is their time over ours, so above 1 is ours;
+`read_vs_bare_zstd` is the bare time over ours, so 1 is as fast as possible.
 
     python benchmarks/shards.py [CORPUS] [--megabytes 200] [--rounds 5] [--save]
 """
