@@ -158,12 +158,13 @@ def _functions(compiled: CompiledUnit, toolchain: Toolchain, wanted: Wanted) -> 
     functions = {}
     for name, function in joined.items():
         stored = asm.clean(function.text, toolchain.isa) if wanted.text == "clean" else function.text
+        body = asm.body(function.text, toolchain.isa)
         meta = VariantMeta(
             compiler=toolchain.version,
             flags=compiled.flags,
             sha256=hashlib.sha256(stored.encode()).hexdigest(),
-            body_sha256=asm.view_sha256(function.text, toolchain.isa),
-            num_instructions=asm.num_instructions(asm.clean(function.text, toolchain.isa)),
+            body_sha256=body.sha256,
+            num_instructions=body.num_instructions,
             code_bytes=sizes[function.symbol],
             symbol=function.symbol,
             clones=tuple(function.clones),
