@@ -37,6 +37,7 @@ def a_record(
             body_sha256=sha256(body or text),
             num_instructions=2,
             code_bytes=8,
+            symbol=name,
         )
         for variant, text in texts.items()
     }
@@ -45,6 +46,7 @@ def a_record(
         "version": "1.0",
         "source": SourceMeta(kind="path", location="demo", sha256=None),
         "license": "MIT",
+        "file_license": "",
         "split": split,
         "unit": "add.c",
         "file": "add.c",
