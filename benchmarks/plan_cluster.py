@@ -161,9 +161,8 @@ def answer(chosen: dict[str, Any], arguments: argparse.Namespace) -> str:
             f"not with one driver, which feeds {chosen['nodes']} nodes at most: {chosen['hours']:g} hours; "
             "split the projects among several builds"
         )
-    return (
-        f"{chosen['nodes']} nodes finish after {chosen['hours']:g}, {chosen['driver_disk_gb']:,} GB of disk"
-    )
+    nodes = f"{chosen['nodes']} node{'s' if chosen['nodes'] > 1 else ''}"
+    return f"{nodes} of {arguments.cores} cores, done after {chosen['hours']:g}"
 
 
 def show(rates: Rates, rows: list[dict[str, Any]]) -> None:
