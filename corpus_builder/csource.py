@@ -1,25 +1,26 @@
 """C source: the functions of a preprocessed unit, with their text as the programmer wrote it.
 
 In goes the output of `gcc -E` or `clang -E`, out come functions with file, lines, signature, text, comment.
-The preprocessed text is what gets parsed (tree-sitter), so each `#if` branch is as the compiler saw it and no
-macro can hide a function; its line markers lead back to the original file, where the texts are read.
+The preprocessed text is what gets parsed (`definitions`), so each `#if` branch is as the compiler saw it and
+no macro can hide a function; its line markers lead back to the original file, where the texts are read.
 
 Invariant: only functions of files inside the project's root, each with the whole lines it occupies there.
-Text from other files never reaches the parser, whose time is the cost that matters.
-Measured: 2,000 functions/s, 11 MB/s of preprocessed text.
+Cost: benchmarks/parsing.py.
 """
 
 import hashlib
-import os
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from tree_sitter import Node, Parser
+from corpus_builder.definitions import Definition, OwnText, definitions, own_text
+
+__all__ = ["OwnText", "SourceFunction", "functions_in", "functions_of", "own_text", "source_tokens"]
 
 
 @dataclass(frozen=True)
@@ -43,19 +44,6 @@ class SourceFunction:
     """Of the text; of the expanded definition where a macro made the function."""
 
 
-@dataclass(frozen=True)
-class OwnText:
-    """The preprocessed text of the project's own files, and where each line of it comes from."""
-
-    text: bytes
-    origins: list[tuple[str, int]]
-
-    @property
-    def sha256(self) -> str:
-        """Equal for units of which the parser sees the same."""
-        return hashlib.sha256(self.text).hexdigest()
-
-
 def functions_of(preprocessed: bytes, root: Path, cwd: str = ".") -> dict[str, SourceFunction]:
     """Find the function definitions of a unit in its preprocessed text, by name.
 
@@ -67,13 +55,15 @@ def functions_of(preprocessed: bytes, root: Path, cwd: str = ".") -> dict[str, S
 def functions_in(own: OwnText, root: Path) -> dict[str, SourceFunction]:
     """The same from what `own_text` gave."""
     read = cache(lambda file: _read_lines(root / file))
+    rows = list(accumulate(map(len, own.text.split(b"\n")), lambda start, size: start + size + 1, initial=0))
     functions: dict[str, SourceFunction] = {}
-    for definition in _definitions(_parser().parse(_readable(own.text)).root_node):
-        name = _name(definition)
-        if name and name not in functions:
-            function = _located(name, definition, own, read)
+    for definition in definitions(own.text):
+        if definition.name not in functions:
+            first = bisect_right(rows, definition.start) - 1
+            last = bisect_left(rows, definition.end) - 1
+            function = _located(definition, own, own.origins[first : last + 1], read)
             if function:
-                functions[name] = function
+                functions[definition.name] = function
     return functions
 
 
@@ -82,110 +72,17 @@ def source_tokens(text: str) -> list[str]:
     return [match[0] for match in _tokens(text)]
 
 
-# From preprocessed text to definitions.
-
-
-_MARKER = re.compile(rb'#(?:line)? (\d+)(?: "((?:[^"\\]|\\.)*)")?')
-
-
-def own_text(preprocessed: bytes, root: Path, cwd: str = ".") -> OwnText:
-    """Leave out of a preprocessed text what does not come from files inside `root`."""
-    own: list[bytes] = []
-    origins: list[tuple[str, int]] = []
-    inside = cache(lambda name: _inside(name, root, cwd))
-    file: str | None = None
-    number = 0
-    for line in preprocessed.split(b"\n"):
-        if line.startswith(b"#"):
-            marker = _MARKER.match(line)
-            if marker:
-                number = int(marker[1])
-                file = inside(marker[2]) if marker[2] is not None else file
-                continue
-            line = b""  # a pragma, or a definition that -fdirectives-only left
-        if file is not None:
-            own.append(line)
-            origins.append((file, number))
-        number += 1
-    return OwnText(b"\n".join(own), origins)
-
-
-_NESTED = rb"\([^()]*+(?:%b[^()]*+)*+\)"
-_PARENTHESES = _NESTED % (_NESTED % rb"\([^()]*+\)")
-_UNREADABLE = re.compile(
-    rb"(\b(?:__)?typeof(?:__)?)\s*%b" % _PARENTHESES
-    + rb"|(?:__attribute(?:__)?\s*%b\s*)++(?=[=;,])" % _PARENTHESES
-)
-
-
-def _readable(text: bytes) -> bytes:
-    """The text without what leads the parser astray: expressions in `typeof (...)`, attributes of variables.
-
-    Spaces replace them, so every byte stays in its place.
-    """
-    return _UNREADABLE.sub(_blanked, text)
-
-
-def _blanked(match: re.Match[bytes]) -> bytes:
-    keyword = match[1] or b""
-    return keyword + _NOT_LINE_END.sub(b" ", match[0][len(keyword) :])
-
-
-_NOT_LINE_END = re.compile(rb"[^\n]")
-
-
-def _inside(name: bytes, root: Path, cwd: str) -> str | None:
-    """A line marker's file relative to the root; nothing for files outside."""
-    text = re.sub(rb"\\(.)", rb"\1", name).decode("utf-8", "surrogateescape")
-    if text.startswith("<"):
-        return None
-    path = os.path.normpath(root / cwd / text)
-    for base in (os.path.normpath(root.absolute()), os.path.realpath(root)):
-        relative = os.path.relpath(os.path.abspath(path), base)
-        if relative != ".." and not relative.startswith(f"..{os.sep}"):
-            return relative
-    return None
-
-
-@cache
-def _parser() -> "Parser":
-    import tree_sitter_c
-    from tree_sitter import Language, Parser
-
-    return Parser(Language(tree_sitter_c.language()))
-
-
-def _definitions(node: "Node") -> Iterator["Node"]:
-    """The definitions at file level, those among what the parser could not read included."""
-    for child in node.children:
-        if child.type == "function_definition":
-            yield child
-        elif child.has_error and child.type != "compound_statement":
-            yield from _definitions(child)
-
-
-def _name(definition: "Node") -> str:
-    """The declared name, through pointers, parentheses and the parameters of a returned function."""
-    node = definition.child_by_field_name("declarator")
-    while node is not None and node.type != "identifier":
-        inner = (child for child in node.named_children if child.type.endswith(("declarator", "identifier")))
-        node = node.child_by_field_name("declarator") or next(inner, None)
-    return (node.text or b"").decode("utf-8", "replace") if node is not None else ""
-
-
-def _body_start(definition: "Node") -> int:
-    body = definition.child_by_field_name("body")
-    return body.start_byte if body else definition.end_byte
-
-
 # From definitions to the original text.
 
 
 def _located(
-    name: str, definition: "Node", own: OwnText, read: Callable[[str], list[str] | None]
+    definition: Definition,
+    own: OwnText,
+    origins: list[tuple[str, int]],
+    read: Callable[[str], list[str] | None],
 ) -> SourceFunction | None:
     """Describe a definition by its original file; nothing if that file is not there as it was compiled."""
-    origins = own.origins[definition.start_point.row : definition.end_point.row + 1]
+    name, start, body, end = definition
     file, first = origins[0]
     last = max(number for other, number in origins if other == file)
     lines = read(file)
@@ -194,7 +91,7 @@ def _located(
     first, last = _with_whole_conditionals(lines, first, last)
     first = _with_bare_macros(lines, first)
     text = "\n".join(lines[first - 1 : last])
-    expanded = own.text[definition.start_byte : definition.end_byte].decode("utf-8", "replace")
+    expanded = own.text[start:end].decode("utf-8", "replace")
     written = _written(name, text)
     if written and first == last:
         text = text[written.start : _closing(text, written.brace)]  # others may stand on the same line
@@ -202,7 +99,7 @@ def _located(
     elif written and not written.has_directive:
         signature = text[written.start : written.brace]
     else:
-        signature = own.text[definition.start_byte : _body_start(definition)].decode("utf-8", "replace")
+        signature = own.text[start:body].decode("utf-8", "replace")
     tokens = tuple(source_tokens(text if written else expanded))
     return SourceFunction(
         name=name,

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpus_builder import asm
-from corpus_builder.csource import SourceFunction, functions_of, source_tokens
+from corpus_builder.csource import SourceFunction, functions_of, own_text, source_tokens
+from corpus_builder.definitions import definitions, scanned_definitions
 
 HEADER = """\
 #ifndef LIB_H
@@ -277,6 +278,130 @@ def test_generated_code_leads_to_its_own_source(tmp_path: Path) -> None:
     (tmp_path / "parser.y").write_text("%%\n\nint rule(int x)\n{\n    return x;\n}\n")
     functions = found_in(tmp_path, '#line 3 "parser.y"\nint rule(int x)\n{\n    return x;\n}\n')
     assert (functions["rule"].file, functions["rule"].lines) == ("parser.y", (3, 6))
+
+
+def test_generated_code_without_its_source_is_found_in_the_generated_file(tmp_path: Path) -> None:
+    """As bison writes it: to the grammar, and back under a name that the compiler's folder does not have."""
+    unit = """\
+int before(void) { return 0; }
+#line 7 "gone/parser.y"
+
+int rule(int x)
+{
+    return x;
+}
+
+/* lines that
+   the preprocessor
+
+
+
+
+
+
+
+
+
+
+
+   leaves out */
+int second(void) { return 2; }
+#include "include/lib.h"
+int third(void) { return doubled(3); }
+#line 24 "elsewhere/unit.c"
+int after(void) { return 1; }
+"""
+    functions = found_in(tmp_path, unit)
+    lines = unit.split("\n")
+    expected = {
+        name: next(number for number, line in enumerate(lines, 1) if f"int {name}(" in line)
+        for name in ("before", "rule", "second", "third", "after")
+    }
+    assert {functions[name].lines[0] for name in expected} == set(expected.values())
+    assert {functions[name].file for name in expected} == {"unit.c"}
+    assert functions["rule"].text == "int rule(int x)\n{\n    return x;\n}"
+    assert functions["doubled"].file == "include/lib.h"
+
+
+def test_a_grammar_beside_the_generated_file_is_found(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "parser.y").write_text("%%\n\nint rule(int x)\n{\n    return x;\n}\n")
+    (tmp_path / "src" / "parser.c").write_text('#line 3 "parser.y"\nint rule(int x)\n{\n    return x;\n}\n')
+    for command in (["gcc", "src/parser.c"], ["gcc", "../src/parser.c"]):
+        folder = tmp_path / ("build" if ".." in command[1] else ".")
+        folder.mkdir(exist_ok=True)
+        text = preprocess(command[0], folder, command[1])
+        function = functions_of(text, tmp_path, str(folder.relative_to(tmp_path)))["rule"]
+        assert (function.file, function.lines) == ("src/parser.y", (3, 6))
+
+
+def test_relative_names_start_where_the_compiler_ran(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "build" / "deep").mkdir(parents=True)
+    text = preprocess("gcc", tmp_path / "build" / "deep", "../../unit.c")
+    assert functions_of(text, tmp_path, "build/deep") == functions_of(preprocess("gcc", tmp_path), tmp_path)
+    assert functions_of(text, tmp_path) == {}
+
+
+OLD = """\
+struct context { int optarg; };
+struct context *
+option(ctx)
+struct context *ctx;
+{
+    return ctx;
+}
+main(argc, argv) int argc; char **argv; { return argc; }
+implicit(int x) { return x; }
+static value(void) { struct { int a; } b = { 1 }; return b.a; }
+register_all(a, b, f)
+    register int a;
+    struct context *b[3];
+    int (*f)();
+{ return a + (*f)(b); }
+int declared(a, b), also_declared();
+int (*pointer_to)(int), (*(*table[2])(void))(int);
+int (*(*nested(int x))(void))(int) { return 0; }
+enum { ONE, TWO } which(void) { return ONE; }
+typedef struct { int x; } __attribute__((packed)) small;
+small array[] = { { 1 }, { '{' } };
+__extension__ typedef struct { long long a; } wide_type;
+small made(void) { return (small){ '}' }; }
+__asm__(".globl nothing");
+_Static_assert(sizeof(int) == 4, "}{");
+int last(void) { return sizeof "}"; }
+"""
+
+
+def test_old_code_is_read(compiler: str, tmp_path: Path) -> None:
+    (tmp_path / "unit.c").write_text(OLD)
+    text = preprocess(compiler, tmp_path, "unit.c", "-w", "-std=gnu89")
+    functions = functions_of(text, tmp_path)
+    names = ["option", "main", "implicit", "value", "register_all", "nested", "which", "made", "last"]
+    assert list(functions) == names
+    assert functions["option"].text.startswith("struct context *\noption(ctx)")
+    assert functions["option"].signature == "struct context * option(ctx) struct context *ctx;"
+    assert functions["register_all"].lines == (11, 15)
+    assert functions["main"].text == "main(argc, argv) int argc; char **argv; { return argc; }"
+
+
+def test_the_scan_of_brackets_agrees_with_the_parser(compiler: str, tmp_path: Path) -> None:
+    modern = re.sub(r"int old_style.*?\{ return a \+ \*b; \}\n", "", UNIT, flags=re.DOTALL)
+    own = own_text(preprocess(compiler, write(tmp_path, modern)), tmp_path)
+    assert len(scanned_definitions(own.text)) == 18
+    assert scanned_definitions(own.text) == definitions(own.text)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.sampled_from(["int f", "(", ")", "{", "}", ";", "=", "a", "b", ",", "*", '"}"', "struct "]))
+)
+def test_any_brackets_are_scanned(tokens: list[str]) -> None:
+    text = " ".join(tokens).encode()
+    found = scanned_definitions(text)
+    assert all(text[item.body : item.body + 1] == b"{" for item in found)
+    assert all(item.start <= item.body < item.end <= len(text) for item in found)
+    assert [item.start for item in found] == sorted(item.start for item in found)
 
 
 def test_tokens() -> None:

@@ -1,0 +1,325 @@
+"""A unit's preprocessed text: which of it is the project's own, and where its functions are defined.
+
+In goes the output of `gcc -E` or `clang -E`; out come the text of files inside the project's root with the
+file and line each of its lines comes from, and the byte ranges of the definitions in it.
+
+tree-sitter reads the text. Where it stumbles (old-style parameters, implicit int, extensions it does not
+know), a scan of brackets alone takes its place: with all macros expanded, brackets and semicolons are enough
+to tell where a definition begins and ends. On text that tree-sitter reads without an error the two agree.
+Text from other files never reaches the parser, whose time is the cost that matters.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from tree_sitter import Node, Parser
+
+
+@dataclass(frozen=True)
+class OwnText:
+    """The preprocessed text of the project's own files, and where each line of it comes from."""
+
+    text: bytes
+    origins: list[tuple[str, int]]
+
+    @property
+    def sha256(self) -> str:
+        """Equal for units of which the parser sees the same."""
+        return hashlib.sha256(self.text).hexdigest()
+
+
+class Definition(NamedTuple):
+    """A function definition as byte offsets: declaration, opening brace, what follows the closing one."""
+
+    name: str
+    start: int
+    body: int
+    end: int
+
+
+# From preprocessed text to the project's own.
+
+_MARKER = re.compile(rb'#(?:line)? (\d+)(?: "((?:[^"\\]|\\.)*)"([ \d]*))?')
+_LINE_DIRECTIVE = re.compile(rb'^\s*#\s*(?:line)?\s*(\d+)\s+"((?:[^"\\]|\\.)*)"', re.MULTILINE)
+
+
+def own_text(preprocessed: bytes, root: Path, cwd: str = ".") -> OwnText:
+    """Leave out of a preprocessed text what does not come from files inside `root`.
+
+    Files named by relative paths in the line markers are taken from `root/cwd`, where the compiler ran.
+    A generator's `#line` leads to its input (`parser.y`) if that is in the tree, else to the generated file.
+    """
+    own: list[bytes] = []
+    origins: list[tuple[str, int]] = []
+    places = _Places(root, cwd)
+    for line in preprocessed.split(b"\n"):
+        if line.startswith(b"#"):
+            if marker := _MARKER.match(line):
+                places.follow(int(marker[1]), marker[2], (marker[3] or b"").split())
+                continue
+            line = b""  # a pragma, or a definition that -fdirectives-only left
+        if places.file is not None:
+            own.append(line)
+            origins.append((places.file, places.number))
+        places.number += 1
+    return OwnText(b"\n".join(own), origins)
+
+
+@dataclass
+class _Level:
+    """A file that is being included, whatever a `#line` in it says."""
+
+    file: str | None
+    name: bytes
+    shift: int | None = None
+    """From the line numbers of its latest `#line` to its own."""
+
+
+class _Places:
+    """The file and line that line markers lead to."""
+
+    def __init__(self, root: Path, cwd: str) -> None:
+        self.file: str | None = None
+        """Relative to the root; nothing outside of it."""
+        self.number = 0
+        self._root = root
+        self._cwd = cwd
+        self._inside = cache(self._find)
+        self._input = cache(self._find_input)
+        self._directives = cache(self._read_directives)
+        self._levels: list[_Level] = []
+
+    def follow(self, number: int, name: bytes | None, flags: list[bytes]) -> None:
+        """Take one line marker."""
+        self.number = number
+        if name is None:
+            return
+        self.file = self._inside(name)
+        if b"1" in flags or not self._levels:
+            self._levels.append(_Level(self.file, name))
+        elif b"2" in flags and len(self._levels) > 1:
+            del self._levels[-1]
+        level = self._levels[-1]
+        if level.file is not None and name != level.name and not name.startswith(b"<"):
+            self._follow_directive(level, level.file, number, name)
+
+    def _follow_directive(self, level: _Level, generated: str, number: int, name: bytes) -> None:
+        """Go to a generator's input; where that is not in the tree stay in the generated file."""
+        self.file = self._input(name, generated)
+        if self.file is None:
+            line = self._directives(generated).get((number, name))
+            if line is not None:
+                level.shift = line + 1 - number
+            if level.shift is not None:
+                self.file, self.number = generated, number + level.shift
+
+    def _find_input(self, name: bytes, generated: str) -> str | None:
+        """The file that a `#line` names: from where the compiler ran, or beside the generated file."""
+        named = os.path.basename(os.fsdecode(name))
+        if named == os.path.basename(generated):
+            return None
+        beside = os.path.join(os.path.dirname(generated), named)
+        files = (file for file in (self._inside(name), beside) if file is not None)
+        return next((file for file in files if (self._root / file).is_file()), None)
+
+    def _read_directives(self, file: str) -> dict[tuple[int, bytes], int]:
+        """The line at which each `#line` stands in a file."""
+        try:
+            text = (self._root / file).read_bytes()
+        except OSError:
+            return {}
+        return {
+            (int(match[1]), match[2]): text.count(b"\n", 0, match.start(1)) + 1
+            for match in _LINE_DIRECTIVE.finditer(text)
+        }
+
+    def _find(self, name: bytes) -> str | None:
+        text = re.sub(rb"\\(.)", rb"\1", name).decode("utf-8", "surrogateescape")
+        if text.startswith("<"):
+            return None
+        path = os.path.normpath(self._root / self._cwd / text)
+        for base in (os.path.normpath(self._root.absolute()), os.path.realpath(self._root)):
+            relative = os.path.relpath(os.path.abspath(path), base)
+            if relative != ".." and not relative.startswith(f"..{os.sep}"):
+                return relative
+        return None
+
+
+# From text to definitions, by tree-sitter.
+
+
+def definitions(text: bytes) -> list[Definition]:
+    """The function definitions of a text at file level, in their order."""
+    tree = _parser().parse(_readable(text)).root_node
+    found = [definition for node in _nodes(tree) if (definition := _definition(node)).name]
+    if not tree.has_error:
+        return found
+    scanned = scanned_definitions(text)
+    more = [item for item in found if not any(_overlap(item, other) for other in scanned)]
+    return sorted(scanned + more, key=lambda definition: definition.start)
+
+
+def _overlap(one: Definition, other: Definition) -> bool:
+    return one.start < other.end and other.start < one.end
+
+
+_NESTED = rb"\([^()]*+(?:%b[^()]*+)*+\)"
+_PARENTHESES = _NESTED % (_NESTED % rb"\([^()]*+\)")
+_UNREADABLE = re.compile(
+    rb"(\b(?:__)?typeof(?:__)?)\s*%b" % _PARENTHESES
+    + rb"|(?:__attribute(?:__)?\s*%b\s*)++(?=[=;,])" % _PARENTHESES
+)
+_NOT_LINE_END = re.compile(rb"[^\n]")
+
+
+def _readable(text: bytes) -> bytes:
+    """The text without what leads the parser astray: expressions in `typeof (...)`, attributes of variables.
+
+    Spaces replace them, so every byte stays in its place.
+    """
+    return _UNREADABLE.sub(_blanked, text)
+
+
+def _blanked(match: re.Match[bytes]) -> bytes:
+    keyword = match[1] or b""
+    return keyword + _NOT_LINE_END.sub(b" ", match[0][len(keyword) :])
+
+
+@cache
+def _parser() -> "Parser":
+    import tree_sitter_c
+    from tree_sitter import Language, Parser
+
+    return Parser(Language(tree_sitter_c.language()))
+
+
+def _nodes(node: "Node") -> Iterator["Node"]:
+    """The definitions at file level, those among what the parser could not read included."""
+    for child in node.children:
+        if child.type == "function_definition":
+            yield child
+        elif child.has_error and child.type != "compound_statement":
+            yield from _nodes(child)
+
+
+def _definition(node: "Node") -> Definition:
+    body = node.child_by_field_name("body")
+    start = body.start_byte if body else node.end_byte
+    return Definition(_name(node), node.start_byte, start, node.end_byte)
+
+
+def _name(definition: "Node") -> str:
+    """The declared name, through pointers, parentheses and the parameters of a returned function."""
+    node = definition.child_by_field_name("declarator")
+    while node is not None and node.type != "identifier":
+        inner = (child for child in node.named_children if child.type.endswith(("declarator", "identifier")))
+        node = node.child_by_field_name("declarator") or next(inner, None)
+    return (node.text or b"").decode("utf-8", "replace") if node is not None else ""
+
+
+# From text to definitions, by brackets.
+
+_LITERAL = rb'"(?:\\.|[^"\\\n])*+"|\'(?:\\.|[^\'\\\n])*+\''
+_TOKEN = re.compile(_LITERAL + rb"|[^\W\d][\w$]*+|[^\s\w]|\d[\w.]*+", re.DOTALL)
+_BRACKETS = {
+    opening: re.compile(_LITERAL + rb"|[%b%b]" % (re.escape(opening), re.escape(closing)), re.DOTALL)
+    for opening, closing in ((b"{", b"}"), (b"(", b")"), (b"[", b"]"))
+}
+_GROUP, _BRACES = b"()", b"{}"
+_TAKES_GROUP = frozenset(
+    b"__attribute__ __attribute __asm__ __asm asm __declspec _Alignas _Atomic".split()
+    + b"__typeof__ __typeof typeof".split()
+)
+_NO_FUNCTION = frozenset(b"if for while switch return sizeof struct union enum".split())
+_WORD = re.compile(rb"[^\W\d][\w$]*")
+_NAMES = re.compile(rb"\(\s*[^\W\d][\w$]*(?:\s*,\s*[^\W\d][\w$]*)*\s*\)")
+_QUALIFIERS = frozenset(b"const volatile restrict __restrict __const".split())
+
+Piece = tuple[bytes, int, int]
+"""A token between declarations' brackets, or `()` and `{}` for a whole group; with its offsets."""
+
+
+def scanned_definitions(text: bytes) -> list[Definition]:
+    """The function definitions of a text at file level, told by its brackets alone."""
+    found: list[Definition] = []
+    pieces: list[Piece] = []
+    end = 0
+    while match := _TOKEN.search(text, end):
+        token, start, end = match[0], match.start(), match.end()
+        if token in _BRACKETS:
+            end = _closing(text, end, token)
+        if token == b"{":
+            name = _function_name(pieces, text)
+            if name:
+                found.append(Definition(name, pieces[0][1], start, end))
+                pieces = []
+            else:
+                pieces.append((_BRACES, start, end))
+        elif token == b";" and not _has_old_style(pieces, text):
+            pieces = []
+        else:
+            pieces.append((_GROUP if token == b"(" else token, start, end))
+    return found
+
+
+def _closing(text: bytes, start: int, opening: bytes) -> int:
+    """The offset behind the bracket that closes one before `start`."""
+    depth = 1
+    for match in _BRACKETS[opening].finditer(text, start):
+        if match[0] == opening:
+            depth += 1
+        elif len(match[0]) == 1:
+            depth -= 1
+            if not depth:
+                return match.end()
+    return len(text)
+
+
+def _parameters(pieces: list[Piece]) -> int:
+    """The place of a declared function's parameters, the last group of its declarator; -1 without one."""
+    for place in range(1, len(pieces)):
+        before, token = pieces[place - 1][0], pieces[place][0]
+        if token == _GROUP and _WORD.fullmatch(before) and before not in _TAKES_GROUP:
+            follows = place + 1 < len(pieces) and pieces[place + 1][0] == _GROUP
+            return place + 1 if follows else place
+        if token == _GROUP and before == b"*" and place + 1 < len(pieces) and pieces[place + 1][0] == _GROUP:
+            return place + 1
+    return -1
+
+
+def _has_old_style(pieces: list[Piece], text: bytes) -> bool:
+    """Whether declarations of a definition's parameters have begun: `f(a, b) int a`."""
+    place = _parameters(pieces)
+    if place < 0 or any(token == b"=" for token, _, _ in pieces):
+        return False
+    _, start, end = pieces[place]
+    names = text[start:end]
+    rest = [token for token, _, _ in pieces[place + 1 :]]
+    if not rest or not _NAMES.fullmatch(names) or rest.count(b";") >= names.count(b",") + 1:
+        return False
+    return bool(_WORD.fullmatch(rest[0])) and rest[0] not in _TAKES_GROUP
+
+
+def _function_name(pieces: list[Piece], text: bytes) -> str:
+    """The name of the function whose body follows; empty if what follows is no body."""
+    place = _parameters(pieces)
+    if place < 0 or any(token == b"=" for token, _, _ in pieces):
+        return ""
+    rest = [token for token, _, _ in pieces[place + 1 :]]
+    is_attribute = bool(rest) and rest[0] in _TAKES_GROUP and rest[-1] == _GROUP
+    if rest and not is_attribute and rest[-1] != b";":
+        return ""
+    word = pieces[place - 1]
+    if word[0] == _GROUP:  # `(*name(int))(void)`, `(name)(void)`
+        words = _WORD.findall(text, word[1], word[2])
+        name = next((found for found in words if found not in _QUALIFIERS), b"")
+    else:
+        name = word[0]
+    return "" if name in _NO_FUNCTION else name.decode("utf-8", "replace")
