@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from corpus_builder.process import MIB, Jail, Limits, run, size_bytes
+from corpus_builder.process import MIB, Jail, Limits, run
+from corpus_builder.watch import size_bytes
 
 ROOMY = Limits(time_s=20.0, memory_mib=2048, output_mib=8)
 
