@@ -14,7 +14,7 @@ What limits a build, as `limit` says:
   driver     prepare core time, over the cores of the driver's node, which alone holds the sources;
   network    what is prepared leaves the driver's node, what is compiled comes in, over its link.
 They overlap, so the slowest counts. After them the driver's node finds duplicates and writes shards alone.
-The projects' own builds, run once each before, are not in it: a minute or two for a project of 500 units.
+Fetching sources and running the projects' own builds once, before, are not in it.
 """
 
 import argparse
