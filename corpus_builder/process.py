@@ -108,13 +108,8 @@ def run(
         watcher = Watcher(_watched(cwd, jail, limits))
         try:
             gate = Gate(sandboxed=sandbox == "bwrap") if sandbox == "bwrap" or jail.processes else None
-            words = [
-                *(_bwrap_prefix(cwd, jail) if sandbox == "bwrap" else ()),
-                *(gate.words() if gate else ()),
-            ]
-            process = _start(
-                [*words, *argv], cwd=cwd, env=env, limits=limits, files=(source, out, err), gate=gate
-            )
+            guarded = [*_guards(cwd, jail, sandbox=sandbox, gate=gate), *argv]
+            process = _start(guarded, cwd=cwd, env=env, limits=limits, files=(source, out, err), gate=gate)
             met = watcher.until_end(process, gate)
         finally:
             watcher.stop()
@@ -127,6 +122,19 @@ def run(
 def _watched(cwd: Path, jail: Jail, limits: Limits) -> Watched:
     folders = (cwd, *jail.writable.values()) if jail.disk_mib else ()
     return Watched(limits.time_s, jail.processes, jail.disk_mib * MIB, folders)
+
+
+def _guards(cwd: Path, jail: Jail, *, sandbox: Sandbox, gate: Gate | None) -> list[str]:
+    """The words before a command that hold it back and lock it in."""
+    words = _bwrap_prefix(cwd, jail) if sandbox == "bwrap" else []
+    words += gate.words() if gate else []
+    # The kernel counts a sandbox's processes apart since 5.14, root's never. Its limit lies beyond the watched
+    # one, which names the cause, and keeps a fork bomb small until it is noticed.
+    version = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
+    if sandbox == "bwrap" and jail.processes and os.geteuid() != 0 and version >= (5, 14):
+        most = 2 * jail.processes + 16
+        words += [prlimit, f"--nproc={most}:{most}"] if (prlimit := shutil.which("prlimit")) else []
+    return words
 
 
 def _require(program: str, *, path: str) -> None:

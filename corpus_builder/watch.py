@@ -58,6 +58,7 @@ class Namespace:
 
     def kill(self) -> None:
         """Kill the first process; the kernel kills the others."""
+        _come_first(self.pid)  # until it runs, and so dies, the others can go on to multiply
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._handle, signal.SIGKILL)
 
@@ -150,7 +151,7 @@ class Watcher:
 
     def _look(self) -> None:
         if self._watched.processes:
-            _come_first()
+            _come_first(0)
         self._begun.wait()
         self._met = self._until_met()
         if self._met:
@@ -180,10 +181,10 @@ class Watcher:
         return self._namespace.processes() if self._namespace else _session(self._leader)
 
 
-def _come_first() -> None:
-    """Let this thread run before all others: a fork bomb would keep it waiting for seconds."""
-    with suppress(OSError):  # not root
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+def _come_first(pid: int) -> None:
+    """Let a process, or this thread (0), run before all others: a fork bomb would keep it waiting."""
+    with suppress(OSError):  # not root, or it is gone
+        os.sched_setscheduler(pid, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
 
 
 def size_bytes(folders: Iterable[Path]) -> int:
