@@ -128,8 +128,8 @@ def _guards(cwd: Path, jail: Jail, *, sandbox: Sandbox, gate: Gate | None) -> li
     """The words before a command that hold it back and lock it in."""
     words = _bwrap_prefix(cwd, jail) if sandbox == "bwrap" else []
     words += gate.words() if gate else []
-    # The kernel counts a sandbox's processes apart since 5.14, root's never. Its limit lies beyond the watched
-    # one, which names the cause, and keeps a fork bomb small until it is noticed.
+    # The kernel counts a sandbox's processes apart since 5.14, root's never. Its limit lies beyond the one
+    # that is watched, which names the cause, and keeps a fork bomb small until it is noticed.
     version = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
     if sandbox == "bwrap" and jail.processes and os.geteuid() != 0 and version >= (5, 14):
         most = 2 * jail.processes + 16
