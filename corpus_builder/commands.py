@@ -241,7 +241,12 @@ def portable(flag: str, mount: str) -> str:
     return re.sub(rf"{re.escape(mount)}(?=$|[/=\"\\:])", "{root}", flag)
 
 
-_TWICE = re.compile(r"-f(no-)?(pic|PIC|pie|PIE)$|-D(PIC|DLL_EXPORT|\w+_EXPORTS)(=|$)")
+# What alone tells the shared build of a file from its static one, or one CMake or Meson target from another:
+# position independence, what is exported, and the folder of the target itself.
+_TWICE = re.compile(
+    r"-f(no-)?(pic|PIC|pie|PIE)$|-fvisibility=|-I\S+\.p$"
+    r"|-D(PIC|\w+_EXPORTS?|(\w+_)?(DLL|DLL_EXPORT|SHARED|SHARED_LIB|STATIC|STATIC_LIB|STATIC_DEFINE))(=|$)"
+)
 
 
 def _significant(flags: Sequence[str]) -> tuple[str, ...]:
