@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import NamedTuple
 
-from corpus_builder.forms import CLEAN, NOP, VIEW, Form, Item, items_of, visible, write
+from corpus_builder.forms import CLEAN, VIEW, Code, Form, Special, code_of, from_label, visible, write
 from corpus_builder.statements import (
     INSTRUCTION,
     LABEL,
@@ -112,8 +112,9 @@ def clean(text: str, isa: str) -> str:
     Assembled with the same options, it gives the code bytes and relocations of the raw text without its
     alignment directives; jump tables are then undefined symbols.
     """
-    name, items = _function(text, CLEAN, isa)
-    return write(items, name, keeps_blocks=True)
+    name, code = _function(text, CLEAN, isa)
+    written = write(code, name, is_view=False)
+    return written if not name or written.startswith(f"{name}:") else f"{name}:\n{written}"
 
 
 def view(text: str, isa: str) -> str:
@@ -125,7 +126,8 @@ def view(text: str, isa: str) -> str:
     it leave the function. gcc's and clang's spellings of one instruction become one (`beq` `b.eq`, `retq`
     `ret`, `sall` `shll`, `ldur` `ldr`).
     """
-    return write(visible(_function(text, VIEW, isa)[1]))
+    name, code = _function(text, VIEW, isa)
+    return write(visible(code), name, is_view=True)
 
 
 class Body(NamedTuple):
@@ -139,9 +141,9 @@ class Body(NamedTuple):
 
 def body(text: str, isa: str) -> Body:
     """The hash and the length of a function's body, in one pass."""
-    _, items = _function(text, VIEW, isa)
-    num = sum([item[0] == INSTRUCTION or item[0] == NOP for item in items])
-    return Body(hashlib.sha256(write(visible(items)).encode()).hexdigest(), num)
+    name, code = _function(text, VIEW, isa)
+    written = write(visible(code), name, is_view=True)
+    return Body(hashlib.sha256(written.encode()).hexdigest(), code.num_instructions())
 
 
 def view_sha256(text: str, isa: str) -> str:
@@ -180,19 +182,15 @@ _LOC = re.compile(r"\s*\.loc\s+(\d+)\s+(\d+)")
 _LOCAL_LABEL = re.compile(r"\.L.*|L\d+")
 
 
-def _function(text: str, forms: Mapping[str, Form], isa: str) -> tuple[str, list[Item]]:
-    """A function's name (empty where the text has none), and its items from behind the name's label."""
+def _function(text: str, remembered: Mapping[str, Form], isa: str) -> tuple[str, Code]:
+    """A function's name (empty where the text has none), and its code from the name's label on."""
     if isa not in ISAS:
         raise ValueError(f"unknown ISA {isa!r}; known are {', '.join(ISAS)}")
-    items = items_of(text, forms[isa])
+    code = code_of(text, remembered[isa])
     if typed := _TYPE.match(text):
-        name = typed[1]
-    elif items and items[0][0] == LABEL and not _LOCAL_LABEL.fullmatch(items[0][1]):
-        name = items[0][1]
-    else:
-        return "", items
-    own = (LABEL, name, None)
-    places = [place for place, item in enumerate(items) if item[0] == LABEL and item == own]
-    for place in reversed(places):
-        del items[place]
-    return name, items[places[0] :] if places else items
+        return typed[1], from_label(code, Special(LABEL, typed[1]))
+    if code.specials and code.specials[0][0] == 0:
+        kind, label, _ = code.specials[0][1]
+        if kind == LABEL and not _LOCAL_LABEL.fullmatch(label):
+            return label, code
+    return "", code

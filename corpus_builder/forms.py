@@ -11,17 +11,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from itertools import chain, count
+from typing import NamedTuple, cast
 
 from corpus_builder.spelling import VIEW_TEMPLATES, Template, gaps
 from corpus_builder.statements import (
     DIRECTIVE,
     HOME,
+    INSTRUCTION,
     LABEL,
     SECTION,
     Sections,
     Statement,
     home_of,
     parse_line,
+    plain_instruction,
     resolve_numbers,
     without_block_comments,
 )
@@ -31,16 +34,33 @@ NOP = 4
 
 _LINES_REMEMBERED = 1 << 16
 
-Item = tuple[int, str, Template | None]
-"""Kind; a label's name, what leads to a section, or a whole line; that line's gaps, if it has any."""
 
-_LABEL_USED = re.compile(r"(?<![\w.$@%])\.L[\w.$]*")
+class Special(NamedTuple):
+    """What is no line that stays as it is."""
+
+    kind: int
+    text: str
+    """A label's name, what leads to a section, or a whole line."""
+    template: Template | None = None
+    """That line's gaps."""
+
+
+Item = str | Special
+"""A line of the form with its line end, or something special."""
+
+Entry = str | Special | list[Item]
+"""What became of a line of assembler: one item, several, or the empty string for none."""
+
+_LABEL_ALONE = {
+    isa: re.compile(rf"(\.L[\w.$]*):(?:\s*{comment}.*)?")
+    for isa, comment in (("aarch64", "//"), ("x86_64", "#"), ("riscv64", "#"))
+}
 _LOCAL_REFERENCE = re.compile(r"(?<![\w.%@])(?<!\w\$)(\.L[\w.$]*|L\d+(?![\w.$]))")
 _LOCAL_LABEL = re.compile(r"\.L.*|L\d+")
 _BLOCK_LABEL = re.compile(r"\.L\d+|\.LBB\d+_\d+|L\d+")
 
 
-class Form(dict[str, tuple[Item, ...]]):
+class Form(dict[str, Entry]):
     """Lines of one ISA in one form, as they were met."""
 
     def __init__(self, isa: str, *, is_view: bool) -> None:
@@ -50,68 +70,52 @@ class Form(dict[str, tuple[Item, ...]]):
         self.is_view = is_view
         self._template = VIEW_TEMPLATES[isa] if is_view else _clean_template
 
-    def __missing__(self, line: str) -> tuple[Item, ...]:
+    def __missing__(self, line: str) -> Entry:
         """Parse a new line."""
         if len(self) >= _LINES_REMEMBERED:
             self.clear()
-        found = self._relabelled(line) if ".L" in line else None
-        if found is None:
-            found = self.formed(parse_line(line, self.isa))
-        self[line] = found
-        return found
+        entry = self._relabelled(line) if ".L" in line else None
+        if entry is None:
+            instruction = plain_instruction(line, self.isa)
+            entry = self._item(INSTRUCTION, instruction) if instruction else self._entry(line)
+        self[line] = entry
+        return entry
 
-    def formed(self, statements: Iterable[Statement]) -> tuple[Item, ...]:
+    def _entry(self, line: str) -> Entry:
+        items = self.formed(parse_line(line, self.isa))
+        return "" if not items else items[0] if len(items) == 1 else items
+
+    def formed(self, statements: Iterable[Statement]) -> list[Item]:
         """Some statements in this form."""
-        return tuple(
-            [self._item(kind, value) for kind, value in statements if kind != DIRECTIVE or not self.is_view]
-        )
+        return [
+            self._item(kind, value) for kind, value in statements if kind != DIRECTIVE or not self.is_view
+        ]
 
     def _item(self, kind: int, value: str) -> Item:
         if kind in (LABEL, SECTION):
-            return kind, value, None
+            return Special(kind, value)
         if self.is_view and value == "nop":
-            return NOP, value, None  # in machine code it cannot be told from the padding before a loop
+            return Special(NOP, value)  # in machine code it cannot be told from the padding before a loop
         template = self._template(value)
-        return kind, f"{template.pieces[0]}\n", template if template.names else None
+        line = f"{template.pieces[0]}\n"
+        if template.names or kind == DIRECTIVE:
+            return Special(kind, line, template if template.names else None)
+        return line
 
-    def _relabelled(self, line: str) -> tuple[Item, ...] | None:
-        """The items of the line with its labels called .L0, .L1.., labels put back; nothing if that fails."""
+    def _relabelled(self, line: str) -> Entry | None:
+        """What becomes of a label or a jump to one, without parsing it; nothing if that fails."""
         head, _, tail = line.partition(".L")
-        if not head and tail[-1:] == ":" and f"L{tail[:-1]}".isidentifier():
-            return ((LABEL, line[:-1], None),)
+        if not head:
+            label = _LABEL_ALONE[self.isa].fullmatch(line)
+            return Special(LABEL, label[1]) if label else None
         if tail == "0":
             return None  # the line that others are read by
-        if head[-1:] in ("\t", " ", ",") and f"L{tail}".isidentifier():
-            jump = _with_label(self[f"{head}.L0"], f".L{tail}")
-            if jump is not None:
-                return jump
-        labels = _LABEL_USED.findall(line)
-        numbers = count()
-        plain = _LABEL_USED.sub(lambda match: f".L{next(numbers)}", line)
-        if plain == line:
-            return None
-        names = {f".L{number}": label for number, label in enumerate(labels)}
-        relabelled = []
-        for kind, value, template in self[plain]:
-            if template is None and ".L" in value:
-                return None
-            if template is not None:
-                if any(".L" in piece for piece in template.pieces):
-                    return None
-                template = template.renamed(names)
-            relabelled.append((kind, value, template))
-        return tuple(relabelled)
-
-
-def _with_label(items: tuple[Item, ...], label: str) -> tuple[Item, ...] | None:
-    """The items of a jump to .L0 as those of a jump to another label; nothing if they are no such jump."""
-    if len(items) != 1:
+        if head[-1] in "\t ," and f"L{tail}".isidentifier():
+            known = self[f"{head}.L0"]
+            if isinstance(known, Special) and known.template and known.template.names == (".L0",):
+                label_used = f".L{tail}"
+                return known._replace(template=known.template.with_name(label_used))
         return None
-    kind, value, template = items[0]
-    if template is None or template.names != (".L0",):
-        return None
-    fallbacks = (label,) if template.fallbacks == (".L0",) else template.fallbacks
-    return ((kind, value, Template(template.pieces, (label,), fallbacks)),)
 
 
 def _clean_template(text: str) -> Template:
@@ -122,97 +126,138 @@ CLEAN = {isa: Form(isa, is_view=False) for isa in VIEW_TEMPLATES}
 VIEW = {isa: Form(isa, is_view=True) for isa in VIEW_TEMPLATES}
 
 
-def items_of(text: str, form: Form) -> list[Item]:
-    """The items of a text's code, with a `SECTION` item wherever code goes on in another section."""
+class Code(NamedTuple):
+    """The code of a text in one form."""
+
+    items: list[Item]
+    specials: list[tuple[int, Special]]
+    """Those among the items that are no whole lines, with their places."""
+
+    def of_kinds(self, *kinds: int) -> int:
+        """How many items there are of some kinds other than plain lines."""
+        return sum([special.kind in kinds for _, special in self.specials])
+
+    def num_instructions(self) -> int:
+        """Those that the form does not show included."""
+        return len(self.items) - self.of_kinds(LABEL, SECTION, DIRECTIVE)
+
+
+def _code(items: list[Item]) -> Code:
+    specials = [(place, item) for place, item in enumerate(items) if item.__class__ is not str]
+    return Code(items, cast(list[tuple[int, Special]], specials))
+
+
+def code_of(text: str, form: Form) -> Code:
+    """The code in a text, with a `SECTION` item wherever it goes on in another section."""
     lines = without_block_comments(text).split("\n")
-    items = list(chain.from_iterable(map(form.__getitem__, lines)))
-    if any([item[1].isdigit() for item in items if item[0] == LABEL]):
+    entries = [entry for entry in map(form.__getitem__, lines) if entry]
+    if list in set(map(type, entries)):
+        entries = [item for entry in entries for item in (entry if isinstance(entry, list) else (entry,))]
+    code = _code(cast(list[Item], entries))
+    if any([special.kind == LABEL and special.text.isdigit() for _, special in code.specials]):
         statements = chain.from_iterable([parse_line(line, form.isa) for line in lines])
-        items = list(form.formed(resolve_numbers(list(statements))))
-    if any([item[0] == SECTION for item in items]):
-        items = list(_placed(items, home_of(((item[0], item[1]) for item in items), text)))
-    return items
+        code = _code(form.formed(resolve_numbers(list(statements))))
+    return _code(list(_placed(code, text))) if code.of_kinds(SECTION) else code
 
 
-def _placed(items: list[Item], home: str) -> Iterator[Item]:
-    sections = Sections(home)
+def _placed(code: Code, text: str) -> Iterator[Item]:
+    sections = Sections(home_of((special[:2] for _, special in code.specials), text))
     where = HOME
-    for item in items:
-        if item[0] == SECTION:
-            sections.follow(item[1])
+    for item in code.items:
+        if isinstance(item, Special) and item.kind == SECTION:
+            sections.follow(item.text)
         elif sections.current[1]:
             if sections.current[0] != where:
                 where = sections.current[0]
-                yield SECTION, where, None
+                yield Special(SECTION, where)
             yield item
 
 
-def visible(items: list[Item]) -> list[Item]:
+def from_label(code: Code, label: Special) -> Code:
+    """The code behind what precedes a label; all of it without that label."""
+    place = next((place for place, special in code.specials if special == label), 0)
+    return _code(code.items[place:]) if place else code
+
+
+def visible(code: Code) -> Code:
     """What a view shows: the code of the function's own section, without a `.cold` part and without nops."""
+    if not any(
+        [
+            kind in (SECTION, NOP) or (kind == LABEL and ".cold" in text)
+            for _, (kind, text, _) in code.specials
+        ]
+    ):
+        return code
     shown = []
     is_home = True
-    for item in items:
-        kind = item[0]
+    for item in code.items:
+        kind = item.kind if isinstance(item, Special) else INSTRUCTION
         if kind == SECTION:
             is_home = item[1] == HOME
         elif kind == LABEL and ".cold" in item[1]:
             break
         elif is_home and kind != NOP:
             shown.append(item)
-    return shown
+    return _code(shown)
 
 
-def write(items: list[Item], header: str = "", *, keeps_blocks: bool = False) -> str:
+def write(code: Code, name: str, *, is_view: bool) -> str:
     """Number the labels that are referred to, fill the gaps, join the lines.
 
-    With `keeps_blocks` labels of blocks stay even if nothing refers to them, and labels that are no local
-    ones keep their names.
+    A view loses the function's own label and numbers all others. Otherwise labels of blocks stay even if
+    nothing refers to them, and labels that are no local ones keep their names.
     """
-    referred, names = _references(items)
+    referred, names = _references(code, name)
+    lines = cast(list[str], code.items.copy())
     numbers: dict[str, str] = {}
-    lines = [f"{header}:\n"] if header else []
-    gapped: list[tuple[int, Template]] = []
-    here, where, written = "", HOME, HOME
+    sections: list[tuple[int, str]] = []
+    here, where, next_place = "", HOME, 0
     elsewhere: dict[str, str] = {}
-    for kind, value, template in items:
-        line = value
-        if kind == LABEL:
-            if keeps_blocks and not _LOCAL_LABEL.fullmatch(value):
-                line = f"{value}:\n"
-            elif value in numbers or not (
-                value in referred or (keeps_blocks and _BLOCK_LABEL.fullmatch(value))
-            ):
-                continue
-            elif here:  # another label of the same address
-                numbers[value] = here
-                continue
-            else:
-                numbers[value] = here = next(names)
-                line = f"{here}:\n"
-        elif kind == SECTION:
-            elsewhere[where], where = here, value
+    for place, (kind, text, _) in code.specials:
+        if place != next_place:
+            here = ""  # an instruction stands between
+        next_place = place + 1
+        lines[place] = ""
+        if kind == SECTION:
+            elsewhere[where], where = here, text
             here = elsewhere.get(where, "")
-            continue
-        else:
+            sections.append((place, text))
+        elif kind != LABEL:
+            lines[place] = text
             here = ""
-            if template is not None:
-                gapped.append((len(lines) + (where != written), template))
-        if where != written:
-            lines.append(f"{where or '.text'}\n")
-            written = where
-        lines.append(line)
-    for index, template in gapped:
-        lines[index] = template.filled(numbers)
+        elif text == name or not (is_view or _LOCAL_LABEL.fullmatch(text)):
+            lines[place] = "" if is_view else f"{text}:\n"
+        elif text not in numbers and (text in referred or not (is_view or not _BLOCK_LABEL.fullmatch(text))):
+            if not here:  # else it is another label of the same address
+                here = next(names)
+                lines[place] = f"{here}:\n"
+            numbers[text] = here
+    for place, (_, _, template) in code.specials:
+        if template is not None:
+            lines[place] = template.filled(numbers)
+    _write_sections(lines, sections)
     return "".join(lines)
 
 
-def _references(items: list[Item]) -> tuple[set[str], Iterator[str]]:
-    """The names that gaps refer to; and L0, L1.. without those that are symbols in these items."""
-    templates = [item[2] for item in items if item[2] is not None]
-    referred = {name for template in templates for name in template.names}
-    outside = referred.difference([item[1] for item in items if item[0] == LABEL])
+def _write_sections(lines: list[str], sections: list[tuple[int, str]]) -> None:
+    """Say where code goes on in another section, if there is any left in it."""
+    written = HOME
+    ends = [*(place for place, _ in sections[1:]), len(lines)]
+    for (place, where), end in zip(sections, ends, strict=bool(sections)):
+        if where != written and any(lines[place + 1 : end]):
+            lines[place] = f"{where or '.text'}\n"
+            written = where
+
+
+def _references(code: Code, name: str) -> tuple[set[str], Iterator[str]]:
+    """The names that gaps refer to; and L0, L1.. without those that are symbols in this code."""
+    templates = [special.template for _, special in code.specials if special.template is not None]
+    referred = {used for template in templates for used in template.names}
+    outside = referred.difference([special.text for _, special in code.specials if special.kind == LABEL])
+    if name in referred:
+        outside.add(name)
     taken: set[str] = set()
-    if any([name[0] == "L" for name in outside if name]):
+    if any([used[:1] == "L" for used in outside]):
         for template in templates:
             taken.update(f for n, f in zip(template.names, template.fallbacks, strict=True) if n in outside)
-    return referred, (name for name in map("L{}".format, count()) if name not in taken)
+    return referred, (label for label in map("L{}".format, count()) if label not in taken)

@@ -24,16 +24,16 @@ class Template(NamedTuple):
     fallbacks: tuple[str, ...] = ()
     """What goes there if it does not."""
 
-    def renamed(self, names: Mapping[str, str]) -> "Template":
-        """The same with other labels."""
-        return Template(
-            self.pieces,
-            tuple([names.get(name, name) for name in self.names]),
-            tuple([names.get(name, name) for name in self.fallbacks]),
-        )
+    def with_name(self, name: str) -> "Template":
+        """The same with another label in its only gap."""
+        same = self.fallbacks == self.names
+        return Template(self.pieces, (name,), (name,) if same else self.fallbacks)
 
     def filled(self, labels: Mapping[str, str]) -> str:
         """The line with a new name for each label that has one."""
+        if len(self.names) == 1:
+            name = self.names[0]
+            return f"{self.pieces[0]}{labels.get(name, self.fallbacks[0])}{self.pieces[1]}\n"
         text = self.pieces[0]
         for name, fallback, piece in zip(self.names, self.fallbacks, self.pieces[1:], strict=True):
             text += labels.get(name, fallback) + piece

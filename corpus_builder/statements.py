@@ -81,10 +81,16 @@ def without_block_comments(text: str) -> str:
     return _BLOCK_COMMENT.sub(lambda match: match[0] if match[0][0] == '"' else " ", text)
 
 
+def plain_instruction(line: str, isa: str) -> str:
+    """The instruction of a line that holds one and nothing else; empty for any other line."""
+    plain = _PLAIN[isa].fullmatch(line)
+    return _spaced(plain[1], plain[2] or "", isa) if plain else ""
+
+
 def parse_line(line: str, isa: str) -> tuple[Statement, ...]:
     """The statements of one line without block comments."""
-    if plain := _PLAIN[isa].fullmatch(line):
-        return ((INSTRUCTION, _spaced(plain[1], plain[2] or "", isa)),)
+    if plain := plain_instruction(line, isa):
+        return ((INSTRUCTION, plain),)
     strings: list[str] = []
     if '"' in line:
         # Nothing in a string may look like the end of a statement or a comment.
