@@ -8,14 +8,14 @@ Near duplicates inside one split stay, joined by their cluster. Invariant: what 
 neither source, nor body, nor near-duplicate source. Near means an estimated Jaccard similarity of token
 shingles (MinHash, Broder 1997) at or above the threshold, for candidates from locality-sensitive hashing.
 
-The work is done by DuckDB in a file, within a fixed memory; signatures lie in a file beside it and are
+The work is done by DuckDB in a file, within a limit on memory; signatures lie in a file beside it and are
 compared by numpy, a batch of candidates at a time. Only distinct sources are compared. Where more than
 `_CROWD` of them share a band, which takes generated code by the thousand, all pairs would be too many: each
 is compared with the first `_NEIGHBOURS` and with as many that share another band with it or come close. Only
 a pair missed so in every band that it shares is not found.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from corpus_builder.config import SPLITS
-from corpus_builder.errors import OutputError
+from corpus_builder.database import Database, opened
 
 Reason = Literal["exact", "body", "near"]
 Signature = NDArray[np.uint32]
@@ -36,12 +36,10 @@ _SCHEME = "affine32"
 # A missed near duplicate is a leak, a false candidate only costs one comparison.
 _RECALL = 0.99
 _CROWD = 1000
-_NEIGHBOURS = 100
-_MEMORY = "256MiB"
-_THREADS = 2
+_NEIGHBOURS = 50
 _INSERT_ROWS = 4096
-_COMPARE_PAIRS = 4096
-_FETCH_ROWS = 4096
+_FETCH_PAIRS = 65536
+_COMPARE_PAIRS = 1024
 
 
 @dataclass(frozen=True)
@@ -85,31 +83,30 @@ def _shingles(tokens: Sequence[str], length: int) -> list[bytes]:
 class Duplicates:
     """The fate of every function, in a database that is gone when `find_duplicates` ends."""
 
-    def __init__(self, database: Any) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self.num_kept: int = database.execute("select count(*) from kept").fetchone()[0]
+        self.num_kept = database.size("kept")
 
     def kept(self) -> Iterator[tuple[int, dict[str, str]]]:
         """Unit after unit by place: the kept functions' keys, sorted, each with its cluster.
 
         A cluster is the smallest key among a function's near duplicates, often its own.
         """
-        rows = self._rows("select place, key, cluster from fates where reason is null order by place, key")
+        rows = self._database.rows(
+            "select place, key, cluster from fates where reason is null order by place, key"
+        )
         for place, group in groupby(rows, key=itemgetter(0)):
             yield place, {key: cluster for _, key, cluster in group}
 
     def dropped(self) -> Iterator[tuple[str, Reason]]:
         """The other functions' keys, sorted, each with the first rule that it met."""
-        yield from self._rows("select key, reason from fates where reason is not null order by key")
+        yield from self._database.rows("select key, reason from fates where reason is not null order by key")
 
     def num_dropped(self) -> dict[str, int]:
         """Reason to number of functions."""
-        return dict(self._rows("select reason, count(*) from dropped group by reason order by reason"))
-
-    def _rows(self, query: str) -> Iterator[Any]:
-        cursor = self._database.cursor().execute(query)
-        while rows := cursor.fetchmany(_FETCH_ROWS):
-            yield from rows
+        return dict(
+            self._database.rows("select reason, count(*) from dropped group by reason order by reason")
+        )
 
 
 @contextmanager
@@ -123,33 +120,20 @@ def find_duplicates(
     Raises:
         OutputError: the disk is full, or the folder cannot be written.
     """
-    import duckdb
-
-    settings: dict[str, Any] = {
-        "memory_limit": _MEMORY,
-        "threads": _THREADS,
-        "temp_directory": str(folder / "spilled"),
-    }
     number, length = _bands(threshold, num_perm)
-    try:
-        with duckdb.connect(str(folder / "functions.duckdb"), config=settings) as database:
-            signature_file = folder / "signatures"
-            with open(signature_file, "wb") as stream:
-                _insert(database, batches, stream, number=number, length=length)
-            _order(database, number)
-            for band in range(number):
-                _pair(database, f"band{band}", f"band{(band + 1) % number}")
-            _compare(database, signature_file, threshold=threshold, num_perm=num_perm)
-            for split in range(len(SPLITS)):
-                _judge(database, split)
-            _cluster(database)
-            database.execute(_FATES)
-            yield Duplicates(database)
-    except (duckdb.IOException, duckdb.OutOfMemoryException, OSError) as error:
-        raise OutputError(
-            f"cannot search for duplicates in {folder}: {' '.join(str(error).split())}",
-            remedy="free some space, or check the folder's permissions; the same command goes on from there",
-        ) from error
+    signature_file = folder / "signatures"
+    with opened(folder) as database:
+        with open(signature_file, "wb") as stream:
+            _insert(database, batches, stream, number=number, length=length)
+        _order(database, number)
+        for band in range(number):
+            _pair(database, band, number)
+        _compare(database, signature_file, threshold=threshold, num_perm=num_perm)
+        for split in range(len(SPLITS)):
+            _judge(database, split)
+        _cluster(database)
+        database.run(_FATES)
+        yield Duplicates(database)
 
 
 def _bands(threshold: float, num_perm: int) -> tuple[int, int]:
@@ -165,18 +149,20 @@ def _bands(threshold: float, num_perm: int) -> tuple[int, int]:
     return num_perm, 1
 
 
-def _insert(database: Any, batches: Iterable[Batch], stream: IO[bytes], *, number: int, length: int) -> None:
+def _insert(
+    database: Database, batches: Iterable[Batch], stream: IO[bytes], *, number: int, length: int
+) -> None:
     """Put the functions into tables and their signatures, in the same order, into a file."""
     bands = "".join(f", band{band} ubigint" for band in range(number))
-    database.execute(f"create table items ({_ITEM}{bands}); create table bodies (row uinteger, body ubigint)")
+    database.run(f"create table items ({_ITEM}{bands}); create table bodies (row uinteger, body ubigint)")
     num_rows = 0
     for group in _groups(batches):
         rows = np.concatenate([functions.signatures for _, _, functions in group if len(functions)])
         rows.astype("<u4", copy=False).tofile(stream)
         columns = _item_columns(group, num_rows)
         columns.update(_band_hashes(rows, number=number, length=length))
-        _append(database, "items", columns)
-        _append(database, "bodies", _body_columns(group, num_rows))
+        database.append("items", columns)
+        database.append("bodies", _body_columns(group, num_rows))
         num_rows += len(rows)
 
 
@@ -227,16 +213,10 @@ def _band_hashes(rows: Signature, *, number: int, length: int) -> dict[str, NDAr
     return hashes
 
 
-def _append(database: Any, table: str, columns: Mapping[str, NDArray[Any]]) -> None:
-    database.register("appended", columns)
-    database.execute(f"insert into {table} by name select * from appended")
-    database.unregister("appended")
-
-
-def _order(database: Any, number: int) -> None:
+def _order(database: Database, number: int) -> None:
     """Number the functions in the order of the rules, and their sources by the first that has each."""
     bands = ", ".join(f"band{band}" for band in range(number))
-    database.execute(f"""
+    database.run(f"""
         create table numbered as
             select row_number() over () - 1 as id, * from (
                 select row, place, split, key, text
@@ -252,22 +232,27 @@ def _order(database: Any, number: int) -> None:
         create table pairs (a uinteger, b uinteger);""")
 
 
-def _pair(database: Any, band: str, next_band: str) -> None:
-    """Add the pairs of sources that share a band."""
-    database.execute(f"""
+def _pair(database: Database, band: int, number: int) -> None:
+    """Add the pairs of sources that share this band, and none of the earlier ones."""
+    this = f"band{band}"
+    earlier = " or ".join(f"first.band{other} = second.band{other}" for other in range(band)) or "false"
+    database.run(f"""
         create or replace temp table crowds as
-            select {band} as hash from signatures group by all having count(*) > {_CROWD};
+            select {this} as hash from signatures group by all having count(*) > {_CROWD};
         insert into pairs
             select first.source, second.source
-            from (from signatures anti join crowds on hash = {band}) first
-            join signatures second on first.{band} = second.{band} and first.source < second.source""")
-    if database.execute("select count(*) from crowds").fetchone()[0]:
-        _pair_crowds(database, band, next_band)
+            from (from signatures anti join crowds on hash = {this}) first
+            join signatures second on first.{this} = second.{this} and first.source < second.source
+            where not coalesce({earlier}, false)""")
+    if database.size("crowds"):
+        _pair_crowds(database, this, f"band{(band + 1) % number}")
+        # As not all its pairs were added, a crowd counts as no band to those that come after.
+        database.run(f"update signatures set {this} = null where {this} in (from crowds)")
 
 
-def _pair_crowds(database: Any, band: str, next_band: str) -> None:
+def _pair_crowds(database: Database, band: str, next_band: str) -> None:
     """Every member of a crowd beside its first ones, and beside those next to it by another band."""
-    database.execute(f"""
+    database.run(f"""
         create or replace temp table members as
             select source, {band} as hash,
                 row_number() over (partition by {band} order by source) as place,
@@ -284,39 +269,48 @@ def _pair_crowds(database: Any, band: str, next_band: str) -> None:
                 on first.hash = second.hash and second.other_place = first.other_place + first.step""")
 
 
-def _compare(database: Any, signature_file: Path, *, threshold: float, num_perm: int) -> None:
-    """Keep the pairs whose signatures agree in enough places, in both directions."""
-    database.execute("""
+def _compare(database: Database, signature_file: Path, *, threshold: float, num_perm: int) -> None:
+    """Keep the pairs whose signatures agree in enough places."""
+    database.run("""
+        create table different as select distinct a, b from pairs;
+        drop table pairs;
         create table candidates as
             select a, b, first.row as row_a, second.row as row_b
-            from (select distinct a, b from pairs)
-            join signatures first on first.source = a join signatures second on second.source = b
-            order by row_a, row_b;
-        drop table pairs; drop table signatures;
+            from different
+            join signatures first on first.source = a join signatures second on second.source = b;
+        drop table different;
+        drop table signatures;
         create table alike (a uinteger, b uinteger)""")
-    total = database.execute("select count(*) from candidates").fetchone()[0]
-    for start in range(0, total, _COMPARE_PAIRS):
-        pairs = database.execute(
-            "select * from candidates where rowid >= ? and rowid < ?", [start, start + _COMPARE_PAIRS]
-        ).fetchnumpy()
-        # Mapped anew for each batch, so that the pages of earlier ones do not stay with this process.
-        rows = np.memmap(signature_file, "<u4", "r").reshape(-1, num_perm)
-        near = np.mean(rows[pairs["row_a"]] == rows[pairs["row_b"]], axis=1) >= threshold
-        a, b = pairs["a"][near], pairs["b"][near]
-        _append(database, "alike", {"a": np.concatenate([a, b]), "b": np.concatenate([b, a])})
-    database.execute(
-        "drop table candidates; create table kept (id uinteger, split utinyint, source uinteger)"
-    )
-    database.execute("create table dropped (id uinteger, reason varchar)")
+    for start in range(0, database.size("candidates"), _FETCH_PAIRS):
+        pairs = database.arrays(
+            "select * from candidates where rowid >= ? and rowid < ?", start, start + _FETCH_PAIRS
+        )
+        near = _similarity(signature_file, pairs["row_a"], pairs["row_b"], num_perm=num_perm) >= threshold
+        database.append("alike", {"a": pairs["a"][near], "b": pairs["b"][near]})
+    database.run("""
+        drop table candidates;
+        create table kept (id uinteger, split utinyint, source uinteger);
+        create table dropped (id uinteger, reason varchar)""")
 
 
-def _judge(database: Any, split: int) -> None:
+def _similarity(path: Path, a: NDArray[Any], b: NDArray[Any], *, num_perm: int) -> NDArray[np.float64]:
+    """(P,) the share of equal places in the signatures of rows `a` and `b`, (P,) each."""
+    equal = []
+    for start in range(0, len(a), _COMPARE_PAIRS):
+        # Mapped anew each time, so that pages of earlier pairs do not stay with this process.
+        rows = np.memmap(path, "<u4", "r").reshape(-1, num_perm)
+        batch = slice(start, start + _COMPARE_PAIRS)
+        equal.append(np.count_nonzero(rows[a[batch]] == rows[b[batch]], axis=1))
+    return np.concatenate(equal) / num_perm
+
+
+def _judge(database: Database, split: int) -> None:
     """Decide on one split's functions; `kept` holds those of the earlier ones.
 
     Only functions that neither body nor near drops compete for their source: an earlier one that is dropped
     leaves it to a later one.
     """
-    database.execute(f"""
+    database.run(f"""
         create or replace temp table known_bodies as
             select distinct own.id
             from (select id, body from bodies join functions using (row) where split = {split}) own
@@ -324,7 +318,9 @@ def _judge(database: Any, split: int) -> None:
         create or replace temp table judged as
             select id, source,
                 id in (from known_bodies) as body,
-                source in (select b from alike join kept on source = a) as near
+                source in (
+                    select b from alike join kept on source = a
+                    union all select a from alike join kept on source = b) as near
             from functions where split = {split};
         insert into kept
             select min(id), {split}, source
@@ -334,24 +330,23 @@ def _judge(database: Any, split: int) -> None:
             from judged left join kept using (source) where kept.id is distinct from judged.id""")
 
 
-def _cluster(database: Any) -> None:
+def _cluster(database: Database) -> None:
     """Find the smallest id that each kept function is joined to by near duplicates of its split.
 
     Every function moves under the smallest one beside it; the functions so reached take the edges over, until
     none is left. Each round leaves fewer functions with edges, most rounds half of them at most.
     """
-    database.execute("""
+    database.run("""
         create temp table edges as
-            select distinct x.id as a, y.id as b
-            from alike join kept x on x.source = a join kept y on y.source = b
-            where x.id < y.id and x.split = y.split;
+            select least(x.id, y.id) as a, greatest(x.id, y.id) as b
+            from alike join kept x on x.source = a join kept y on y.source = b where x.split = y.split;
         create table roots as select distinct id, id as root from (select unnest([a, b]) as id from edges)""")
-    while database.execute("select count(*) from edges").fetchone()[0]:
-        database.execute(
+    while database.size("edges"):
+        database.run(
             "create or replace temp table moves as select b as id, min(a) as root from edges group by b"
         )
         _shorten_moves(database)
-        database.execute("""
+        database.run("""
             create or replace table roots as
                 select roots.id, coalesce(moves.root, roots.root) as root
                 from roots left join moves on moves.id = roots.root;
@@ -362,10 +357,10 @@ def _cluster(database: Any) -> None:
                 where a <> b""")
 
 
-def _shorten_moves(database: Any) -> None:
+def _shorten_moves(database: Database) -> None:
     """Until no function moves under one that moves itself; the way halves each time."""
-    while database.execute("select count(*) from moves x join moves y on y.id = x.root").fetchone()[0]:
-        database.execute("""
+    while database.size("moves x join moves y on y.id = x.root"):
+        database.run("""
             create or replace temp table moves as
                 select x.id, coalesce(y.root, x.root) as root
                 from moves x left join moves y on y.id = x.root""")
