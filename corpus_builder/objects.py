@@ -5,7 +5,8 @@ compiled with -g1; out come plain values by function. Nothing here runs a compil
 those that make one report, and they never change the assembly (tests/corpus/test_objects.py).
 
 Cost: an object's tables are read by numpy, all symbols at once, where pyelftools took longer than the
-assembler. gcc's report adds some 2 % to its CPU time at -O2, clang's 4 %: it tracks source positions for it.
+assembler. gcc's report adds 0.7 % to its CPU time at -O2, clang's 3.4 % (36 files of lua and libuv, four
+rounds): it tracks source positions for it.
 """
 
 import json
