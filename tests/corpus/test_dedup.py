@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rensa import RMinHash
 
-from corpus_builder import dedup
+from corpus_builder import database, dedup
 from corpus_builder.config import SPLITS
 from corpus_builder.dedup import Functions, Signature, find_duplicates, signatures
+from corpus_builder.errors import OutputError
 
 NUM_PERM = 128
 SHINGLE = 5
@@ -285,3 +286,20 @@ def test_signatures_are_the_same_in_every_process() -> None:
 def test_nothing_in_nothing_out() -> None:
     assert find_items([], threshold=0.9, num_perm=16) == Fates()
     assert signatures([], num_perm=16, shingle=5) == []
+
+
+def test_a_step_that_lacks_memory_gets_more_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    functions: list[Function] = [
+        (f"{i:04d}", SPLITS[i % 3], [f"t{i // 2}", *"abcdef"], frozenset({i})) for i in range(300)
+    ]
+    expected = find(functions)
+    monkeypatch.setattr(database, "_MEMORY_MIB", 1)
+    assert find(functions) == expected
+    monkeypatch.setattr(database, "_MOST_MEMORY_MIB", 1)
+    with pytest.raises(OutputError, match="Out of Memory"):
+        find(functions)
+
+
+def test_a_folder_that_cannot_be_written_is_named() -> None:
+    with pytest.raises(OutputError, match="/proc/nowhere"), database.opened(Path("/proc/nowhere")):
+        pass
