@@ -159,7 +159,8 @@ def definitions(text: bytes) -> list[Definition]:
     """The function definitions of a text at file level, in their order."""
     tree = _parser().parse(_readable(text)).root_node
     found = [definition for node in _nodes(tree) if (definition := _definition(node)).name]
-    if not tree.has_error:
+    # A block at file level is the body of an old-style function, taken for one without a head.
+    if not tree.has_error and not any(child.type == "compound_statement" for child in tree.children):
         return found
     scanned = scanned_definitions(text)
     more = [item for item in found if not any(_overlap(item, other) for other in scanned)]

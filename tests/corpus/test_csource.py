@@ -385,6 +385,11 @@ def test_old_code_is_read(compiler: str, tmp_path: Path) -> None:
     assert functions["main"].text == "main(argc, argv) int argc; char **argv; { return argc; }"
 
 
+def test_an_old_style_function_that_reads_as_a_declaration_and_a_block(tmp_path: Path) -> None:
+    unit = "char *my_alloc(size)\nint size;\n{\nreturn (char *)(long)size;\n}\n"
+    assert found_in(tmp_path, unit)["my_alloc"].lines == (1, 5)
+
+
 def test_the_scan_of_brackets_agrees_with_the_parser(compiler: str, tmp_path: Path) -> None:
     modern = re.sub(r"int old_style.*?\{ return a \+ \*b; \}\n", "", UNIT, flags=re.DOTALL)
     own = own_text(preprocess(compiler, write(tmp_path, modern)), tmp_path)
