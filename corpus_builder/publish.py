@@ -323,6 +323,7 @@ def _index(
         levels=config.levels,
         text=config.shards.text,
         members=config.shards.members,
+        dedup=config.dedup.model_dump(),
         projects={
             project.name: {
                 "version": project.version,

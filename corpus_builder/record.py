@@ -165,7 +165,7 @@ class Command:
     input: str
     """The C file as the command named it: relative to `cwd`."""
     flags: tuple[str, ...]
-    """Everything but the compiler, the -O level, input and output; `{root}` stands for the project's folder."""
+    """All but compiler, -O level, input and output; `{root}` stands for the project's folder."""
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,10 @@ class CorpusIndex(BaseModel):
     """Form of the `.s` members, `raw` or `clean`."""
     members: tuple[str, ...]
     """What is recorded besides, as in the config's `shards.members`."""
+    dedup: dict[str, float]
+    """When two functions counted as the same: the config's `dedup`."""
     projects: dict[str, dict[str, Any]]
-    """Project name to version, license, split, lineage, source, builds, config, and numbers of units and functions."""
+    """Project name to where it comes from, how it was built, its licence, split and lineage, and its counts."""
     shards: tuple[ShardEntry, ...]
     totals: dict[str, int]
     """projects, units, functions, variants, assembly_bytes, shard_bytes, and what dedup removed."""
