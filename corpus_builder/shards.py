@@ -70,7 +70,7 @@ class CorpusIndex(BaseModel):
     dedup: dict[str, float]
     """When two functions counted as the same: the config's `dedup`."""
     projects: dict[str, dict[str, Any]]
-    """Project name to where it comes from, how it was built, its licence, split and lineage, and its counts."""
+    """Project name to its source, how it was built, its licence, split and lineage, and its counts."""
     shards: tuple[ShardEntry, ...]
     totals: dict[str, int]
     """projects, units, functions, variants, assembly_bytes, shard_bytes, and what dedup removed."""
