@@ -1,5 +1,6 @@
-"""One Ray cluster for all tests that do not test how Ray is started."""
+"""What takes long to start and serves many tests: a Ray cluster, and an S3 server."""
 
+import hashlib
 import os
 import secrets
 import shutil
@@ -12,7 +13,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import pytest
+
+from object_store import environment, forget_connections, serving
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +57,20 @@ def _wait_until_up(cluster: "subprocess.Popen[bytes]", log: Path) -> None:
             return
         time.sleep(0.1)
     pytest.fail(f"Ray did not start:\n{log.read_text(errors='replace')}")
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    with serving() as url:
+        yield url
+
+
+@pytest.fixture
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """The URL of an empty bucket, with the environment that a user would set."""
+    for name, value in environment(s3_server, tmp_path).items():
+        monkeypatch.setenv(name, value)
+    forget_connections()
+    bucket = f"corpora-{hashlib.sha256(str(tmp_path).encode()).hexdigest()[:12]}"
+    boto3.client("s3", endpoint_url=s3_server).create_bucket(Bucket=bucket)
+    return f"s3://{bucket}"

@@ -2,6 +2,7 @@
 
 import hashlib
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import yaml
 
 from corpus_builder.config import CorpusConfig, Project, load_config
 from corpus_builder.record import FunctionMeta, FunctionRecord, SourceMeta, VariantMeta, function_key
+from corpus_builder.shards import CorpusIndex, ShardEntry
 
 ROOT = Path(__file__).parents[2]
 TINY = Path(__file__).parent / "tiny"
@@ -60,6 +62,15 @@ def a_record(
         **meta,
     }
     return FunctionRecord(function_key("demo", "add.c", 1, name), FunctionMeta(**fields), source, texts)
+
+
+def an_index(entries: Iterable[ShardEntry], **fields: Any) -> CorpusIndex:
+    """An index of shards that no build made."""
+    nothing: dict[str, Any] = {
+        name: {} for name in ("toolchains", "dedup", "projects", "totals", "compiled", "failures")
+    }
+    made = {"name": "test", "levels": ("O2",), "text": "raw", "members": (), **nothing, **fields}
+    return CorpusIndex(shards=tuple(entries), **made)
 
 
 def a_project(source: dict[str, Any], **recipe: Any) -> Project:

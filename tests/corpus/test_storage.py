@@ -1,16 +1,9 @@
 """A corpus at any place: folders, and a real S3 server spoken to over HTTP."""
 
-import hashlib
 import os
-import socket
 import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from urllib.request import urlopen
 
-import boto3
 import pytest
 from upath import UPath
 
@@ -26,60 +19,8 @@ from corpus_builder.shards import (
     write_shard,
 )
 from corpus_builder.storage import Location, atomic_output, location, publish
-from samples import a_record
-
-BUCKET = "corpora"
-KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-
-
-@pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
-    """moto's server: S3's own protocol, in a process of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    argv = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait_for(url)
-        yield url
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def wait_for(url: str) -> None:
-    for _ in range(300):
-        try:
-            with urlopen(url):
-                return
-        except OSError:
-            time.sleep(0.1)
-    raise TimeoutError(url)
-
-
-@pytest.fixture
-def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """The URL of an empty bucket, with the environment that a user would set."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    for key in KEYS:
-        monkeypatch.setenv(key, "test")
-    forget_connections()
-    bucket = f"{BUCKET}-{hashlib.sha256(str(tmp_path).encode()).hexdigest()[:12]}"
-    boto3.client("s3", endpoint_url=s3_server).create_bucket(Bucket=bucket)
-    return f"s3://{bucket}"
-
-
-def forget_connections() -> None:
-    """s3fs keeps its connections for the whole process, whatever becomes of the environment."""
-    import s3fs
-
-    s3fs.S3FileSystem.clear_instance_cache()
+from object_store import KEYS, forget_connections
+from samples import a_record, an_index
 
 
 def stage(folder: Path, **splits: int) -> CorpusIndex:
@@ -97,9 +38,7 @@ def stage(folder: Path, **splits: int) -> CorpusIndex:
         stream.write(b"do what you like\n")
     with atomic_output(folder / "failures.jsonl"):
         pass
-    index = CorpusIndex(
-        name="test", toolchains={}, levels=("O2",), projects={}, shards=tuple(entries), totals={}, failures={}
-    )
+    index = an_index(entries)
     write_index(folder, index)
     return index
 

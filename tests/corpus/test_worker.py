@@ -168,7 +168,8 @@ def test_a_unit_that_does_not_compile_is_rows_and_no_records(unit: Unit) -> None
 
 def test_a_missing_file_is_rows_as_well(unit: Unit) -> None:
     result = build(a_unit(root_of(unit), "gone.c"), installed("aarch64.gcc"))
-    assert [row.cause for row in result.failures] == ["error"]  # a toolchain whose text cannot be made is tried no further
+    # A toolchain whose text cannot be made is tried no further.
+    assert [row.cause for row in result.failures] == ["error"]
 
 
 @pytest.mark.parametrize(
