@@ -246,7 +246,7 @@ def _plain_make(folder: Path, build: Build, target: Target) -> BuildPlan:
             f"build.configure {list(build.configure)} has no meaning for a plain Makefile",
             remedy="give variables and targets as build.make, other steps as build.commands",
         )
-    prefix = "$CROSS_COMPILE"
+    prefix = "${CROSS_COMPILE}"
     variables = f" CC=$CC AR={prefix}ar RANLIB={prefix}ranlib CROSS_COMPILE={prefix} HOSTCC=gcc"
     arguments = (variables if target.cross else "") + _words(build.make)
     return BuildPlan("make", folder, (), (_make(arguments),))
