@@ -1,4 +1,4 @@
-"""Whole projects compiled from their texts alone: the assembly is that of the direct commands, byte for byte."""
+"""Whole projects from their texts alone: the assembly is that of the direct commands, byte for byte."""
 
 import os
 import shutil
@@ -46,7 +46,7 @@ def direct_assembly(unit: Unit, toolchain: Toolchain, level: str, folder: Path) 
 
 
 def differences(work: tuple[Unit, Toolchain], folder: Path) -> tuple[int, list[str]]:
-    """The number of variants compared, and those that differ; the texts are compiled without the tree's place."""
+    """The number of variants compared, and those that differ; texts are compiled where no tree is."""
     unit, toolchain = work
     own = folder / toolchain.compiler / unit.file.replace("/", "_")
     own.mkdir(parents=True)
