@@ -14,14 +14,21 @@ _RESULTS = Path(__file__).with_name("results")
 
 def save(name: str, figures: Mapping[str, Any]) -> None:
     """Write `results/<name>.json`."""
-    described = {**figures, "machine": machine(), "commit": commit(), "date": datetime.date.today().isoformat()}
+    described = {
+        **figures,
+        "machine": machine(),
+        "commit": commit(),
+        "date": datetime.date.today().isoformat(),
+    }
     (_RESULTS / f"{name}.json").write_text(json.dumps(described, indent=1) + "\n")
 
 
 def machine() -> str:
     """Processor, number of CPUs and memory."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.partition(":")[2].strip() for line in lines if "model name" in line), platform.machine())
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if "model name" in line), platform.machine()
+    )
     pages, page_bytes = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     return f"{os.cpu_count()} CPUs ({model}), {pages * page_bytes / 2**30:.0f} GiB"
 

@@ -1,4 +1,4 @@
-"""What a built corpus holds, whether it leaks, and how the driver's memory grew: the figures of docs/corpus.md.
+"""What a built corpus holds, whether it leaks, how the driver's memory grew: the figures of docs/corpus.md.
 
 Reads a corpus that is there, searches it for duplicates across splits anew, and runs benchmarks/memory.py.
 Prints the tables of `corpus-builder stats` and, as its last line, one JSON object. `unit_success_min` is the
@@ -64,7 +64,10 @@ def counts(summary: dict[str, Any], index: CorpusIndex) -> dict[str, Any]:
         "num_tokens": totals["tokens"],
         "assembly_bytes": totals["assembly_bytes"],
         "shard_bytes": totals["shard_bytes"],
-        **{name: totals[name] for name in ("dropped_exact", "dropped_body", "dropped_near", "clones", "inlined")},
+        **{
+            name: totals[name]
+            for name in ("dropped_exact", "dropped_body", "dropped_near", "clones", "inlined")
+        },
         "cross_builds": sum(way["mode"] == "cross" for way in ways),
         "native_builds": sum(way["mode"] == "native" for way in ways),
         "num_licenses": len(summary["licenses"]),

@@ -27,9 +27,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from _saved import save
 from rich.console import Console
 from rich.table import Table
-from _saved import save
 
 from corpus_builder.config import CorpusConfig, load_config
 from corpus_builder.pipeline import build
@@ -62,7 +62,9 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--units", type=int, default=150, help="units of each project, drawn with a fixed seed")
+    parser.add_argument(
+        "--units", type=int, default=150, help="units of each project, drawn with a fixed seed"
+    )
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/replay.json")
     arguments = parser.parse_args()
     config = load_config(CorpusConfig, _CONFIG)

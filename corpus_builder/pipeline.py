@@ -10,7 +10,7 @@ The cost is compiling; beside it, memory of about 1 KB a unit.
 
 import json
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -29,6 +29,9 @@ from corpus_builder.shards import CorpusIndex, load_index
 from corpus_builder.storage import Location, atomic_output
 from corpus_builder.toolchain import Toolchain
 from corpus_builder.worker import Wanted, build_unit
+
+
+_OVERHEAD_BYTES = 5000
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,7 @@ def _make_parts(
     """Make the parts that are missing; returns the units that no worker survived."""
     count = _Count(len(plan.units), progress)
     tasks = _missing_parts(config, plan, count)
+    count.expect(task.unit for task in tasks)
     crashes: dict[str, Failure] = {}
     for task, result in run_units(
         tasks,
@@ -128,11 +132,12 @@ def _make_parts(
     ):
         if isinstance(result, Crash):
             crashes[task.unit.id] = _crash_failure(task.unit, result)
-            count.add(failures=1)
+            count.compiled(task.unit, failures=1)
             continue
         with atomic_output(part_path(config.work_folder, task.part)) as stream:
             stream.write(result.data)
-        count.add(
+        count.compiled(
+            task.unit,
             functions=result.num_functions,
             failures=result.num_failures,
             assembly_bytes=result.assembly_bytes,
@@ -147,13 +152,29 @@ class _Count:
     def __init__(self, total: int, progress: Callable[[Progress], None]) -> None:
         self._now = Progress("units", 0, total)
         self._progress = progress
+        self._work = 1
+        self._done = 0
         progress(self._now)
+
+    def expect(self, units: Iterable[Unit]) -> None:
+        """Say what is to be compiled, so that the share done is known."""
+        self._work = sum(map(_work, units)) or 1
+
+    def compiled(self, unit: Unit, **more: float) -> None:
+        """Count one unit."""
+        self._done += _work(unit)
+        self.add(share=self._done / self._work - self._now.share, **more)
 
     def add(self, **more: float) -> None:
         now = self._now
         added = {name: getattr(now, name) + number for name, number in more.items()}
         self._now = replace(now, done=now.done + 1, **added)
         self._progress(self._now)
+
+
+def _work(unit: Unit) -> int:
+    """About proportional to a unit's compile time: headers and start-up cost as much as some text."""
+    return unit.size_bytes + _OVERHEAD_BYTES
 
 
 def _missing_parts(config: CorpusConfig, plan: Plan, count: _Count) -> list[_Task]:

@@ -108,6 +108,8 @@ class Progress:
     failures: int = 0
     reused: int = 0
     """Units whose part an earlier build left."""
+    share: float = 0.0
+    """Of the work, by the sizes of the sources: units differ a hundredfold. Reused ones are none."""
     assembly_bytes: int = 0
     compiler_s: float = 0.0
     """CPU time of the compilers."""

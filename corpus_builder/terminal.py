@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
@@ -48,8 +48,6 @@ class BuildProgress:
             MofNCompleteColumn(),
             TextColumn("{task.fields[counts]}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
             console=screen,
             disable=not screen.is_terminal,
         )
@@ -93,13 +91,7 @@ class BuildProgress:
         rate = (now.done - now.reused) / seconds
         reused = f"  {now.reused:,} reused" if now.reused else ""
         made = f"{now.functions:,} functions  {now.assembly_bytes / 1e6:,.0f} MB"
-        return f"{rate:.1f}/s  {made}{failures}{reused}{self._left(now, rate)}"
-
-    def _left(self, now: Progress, rate: float) -> str:
-        """The time left, where no bar shows it. The largest units come first, so it will rather be less."""
-        if self._screen.is_terminal or not rate or now.done == now.total:
-            return ""
-        return f"  {(now.total - now.done) / rate / 60:.0f} min left"
+        return f"{rate:.1f}/s  {made}{failures}{reused}{_time_left(seconds, now.share)}"
 
     def _print_line(self, now: Progress, counts: str) -> None:
         if self._screen.is_terminal:
@@ -109,6 +101,11 @@ class BuildProgress:
             return
         self._last_line = time.monotonic()
         self._screen.print(f"{_LABELS[now.stage]} {now.done}/{now.total}  {counts}".rstrip(), markup=False)
+
+
+def _time_left(seconds: float, share: float) -> str:
+    """By the share of the work that is done: units come largest first, so their number says little."""
+    return f"  {seconds * (1 - share) / share / 60:.0f} min left" if 0 < share < 1 else ""
 
 
 def print_build(index: Mapping[str, Any], output: str, screen: Console) -> None:
