@@ -30,7 +30,6 @@ from corpus_builder.storage import Location, atomic_output
 from corpus_builder.toolchain import Toolchain
 from corpus_builder.worker import Wanted, build_unit
 
-
 _OVERHEAD_BYTES = 5000
 
 
