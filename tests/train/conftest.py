@@ -51,9 +51,13 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name="tiny",
         toolchains={name: _version(command) for name, command in compilers.items()},
         levels=LEVELS,
+        text="raw",
+        members=(),
+        dedup={},
         projects={split: {"split": split, "license": "MIT"} for split in FUNCTIONS_OF_SPLIT},
         shards=tuple(entries),
         totals={"functions": sum(FUNCTIONS_OF_SPLIT.values())},
+        compiled={},
         failures={},
     )
     write_index(corpus, index)
@@ -143,6 +147,7 @@ def _record(project: str, name: str, source: str, *, line: int, assembly: dict[s
         version="1",
         source=SourceMeta(kind="path", location="tests", sha256=None),
         license="MIT",
+        file_license="",
         split=project,
         unit="unit.c",
         file="unit.c",
@@ -166,4 +171,5 @@ def _variant_meta(variant: str, text: str) -> VariantMeta:
         body_sha256=asm.view_sha256(text, isa),
         num_instructions=asm.num_instructions(asm.clean(text, isa)),
         code_bytes=4,
+        symbol="",
     )
