@@ -25,12 +25,19 @@ from corpus_builder.toolchain import resolve
 
 _DISK_GIB = 4
 """Corpus, checkpoints and exports of the demo take about one; the packages' caches as much again."""
-_COMPILERS = ("aarch64.gcc", "aarch64.clang", "x86_64.gcc", "x86_64.clang")
+_COMPILERS = tuple(
+    f"{isa}.{family}" for isa in ("aarch64", "x86_64", "riscv64") for family in ("gcc", "clang")
+)
 _TOOLS = (
     ("qemu-aarch64", "runs AArch64 programs in evaluations", "qemu-user"),
     ("bwrap", "sandbox for builds and for programs that a model wrote", "bubblewrap"),
     ("zstd", "looking into shards by hand", "zstd"),
-    ("git", "names the commit in provenance.json", "git"),
+    ("make", "projects' own builds", "make"),
+    ("cmake", "projects that build with CMake", "cmake"),
+    ("meson", "projects that build with Meson", "meson ninja-build"),
+    ("autoreconf", "projects without a ready configure", "autoconf automake libtool"),
+    ("dpkg-source", "Debian source packages", "dpkg-dev"),
+    ("git", "sources in git; names the commit in provenance.json", "git"),
 )
 
 
