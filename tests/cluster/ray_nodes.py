@@ -5,6 +5,7 @@ nothing of it running; its own /dev/shm; and in the place of the folder that hol
 its own. As root each is a host of its own too: a network namespace at a bridge.
 """
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -17,6 +18,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import pytest
 
 RAY = Path(sys.executable).with_name("ray")
@@ -121,6 +123,24 @@ class RayCluster:
         process = self._processes.pop(name)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+    def workers(self) -> list[psutil.Process]:
+        """Ray's worker processes on all nodes, those at work first; a raylet does not outlive its agents."""
+        found: list[tuple[bool, psutil.Process]] = []
+        for node in list(self._processes.values()):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for process in psutil.Process(node.pid).children(recursive=True):
+                    with contextlib.suppress(psutil.Error):
+                        title = " ".join(process.cmdline())
+                        if title.startswith("ray::") and "Agent" not in title:
+                            found.append((title.startswith("ray::IDLE"), process))
+        return [process for _, process in sorted(found, key=lambda item: item[0])]
+
+    def kill_raylet(self, name: str) -> None:
+        """Take away what connects a node to the cluster, and leave the rest of it."""
+        processes = psutil.Process(self._processes[name].pid).children(recursive=True)
+        (raylet,) = [process for process in processes if process.name() == "raylet"]
+        raylet.kill()
 
     def close(self) -> None:
         for name in list(self._processes):
