@@ -136,11 +136,11 @@ class RayCluster:
                             found.append((title.startswith("ray::IDLE"), process))
         return [process for _, process in sorted(found, key=lambda item: item[0])]
 
-    def kill_raylet(self, name: str) -> None:
-        """Take away what connects a node to the cluster, and leave the rest of it."""
+    def kill_agent(self, name: str) -> None:
+        """Take away a node's agent: its raylet, which connects it to the cluster, ends itself then."""
         processes = psutil.Process(self._processes[name].pid).children(recursive=True)
-        (raylet,) = [process for process in processes if process.name() == "raylet"]
-        raylet.kill()
+        (agent,) = [process for process in processes if "ray::DashboardAgent" in process.cmdline()[:1]]
+        agent.kill()
 
     def close(self) -> None:
         for name in list(self._processes):
