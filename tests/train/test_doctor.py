@@ -27,7 +27,7 @@ def test_without_any_compiler_it_ends_with_2_and_says_what_to_install(tmp_path: 
     entries = "".join(
         f"  - {{isa: {isa}, family: {family}, triple: {isa}-linux-gnu, versions: [12],"
         f" commands: [no-such-compiler], apt: 'the-{isa}-package'}}\n"
-        for isa in ("aarch64", "x86_64")
+        for isa in ("aarch64", "x86_64", "riscv64")
         for family in ("gcc", "clang", "zig")
     )
     (tmp_path / "configs" / "toolchains.yaml").write_text("toolchains:\n" + entries)
@@ -36,6 +36,7 @@ def test_without_any_compiler_it_ends_with_2_and_says_what_to_install(tmp_path: 
     missing = [line for line in done.stdout.splitlines() if line.startswith("missing: ")]
     assert [line.split(": ")[1] for line in missing] == [
         "aarch64.gcc", "aarch64.clang", "x86_64.gcc", "x86_64.clang",
+        "riscv64.gcc", "riscv64.clang",
     ]  # fmt: skip
     assert "the-aarch64-package" in missing[0]
 
