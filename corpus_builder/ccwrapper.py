@@ -2,7 +2,8 @@
 
 As a module: `install` makes a folder of such compilers, to be put first on PATH. As a script: in, the
 arguments of a compiler; out, exactly what the real one does: output, exit status, signal; and one line of
-JSON in the log: {"name", "cwd", "argv", "exit"}, argv without the program and with response files read.
+JSON in the log: {"name", "cwd", "argv", "exit"}, argv without the program, with response files read and with
+the folders of CPATH and C_INCLUDE_PATH behind it.
 Invariant: a caller sees no difference. A log that cannot be written changes nothing; each line is one write
 at the end of the file, so that parallel calls do not mix. Only the standard library is imported.
 Cost: 13 ms a call, most of it the start of Python, which is why it is started with -I and -S.
@@ -74,7 +75,8 @@ def _note(log: str, name: str, exit: int) -> None:
     import json  # 2 ms; not at the top, so that the compiler starts before
 
     try:
-        entry = {"name": name, "cwd": os.getcwd(), "argv": expanded(sys.argv[1:]), "exit": exit}
+        argv = expanded(sys.argv[1:]) + searched(dict(os.environ))
+        entry = {"name": name, "cwd": os.getcwd(), "argv": argv, "exit": exit}
         file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         os.write(file, json.dumps(entry).encode() + b"\n")
     except OSError:  # also where the working folder is gone
@@ -88,6 +90,17 @@ def _die_of(number: int) -> None:
     if number != signal.SIGKILL:
         signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
+
+
+def searched(environment: dict[str, str]) -> list[str]:
+    """As arguments, the folders that a build names in the environment: searched behind those of -I."""
+    options = {"CPATH": "-I", "C_INCLUDE_PATH": "-isystem"}
+    return [
+        option + (folder or ".")
+        for name, option in options.items()
+        if environment.get(name)
+        for folder in environment[name].split(os.pathsep)
+    ]
 
 
 def expanded(argv: list[str], folder: str = "", depth: int = 0) -> list[str]:

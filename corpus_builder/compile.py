@@ -60,6 +60,30 @@ def preprocess_unit(
         return failure or completed.stdout
 
 
+def preprocess_levels(
+    unit: Unit, toolchain: Toolchain, levels: Sequence[str], *, limits: Limits
+) -> tuple[dict[str, bytes], Failure | None]:
+    """The same for several levels in one go: the texts up to the first that fails, and its failure."""
+    command = unit.commands[toolchain.isa]
+    texts: dict[str, bytes] = {}
+    with tempfile.TemporaryDirectory(prefix="asmtrain-") as name:
+        folder = Path(name)
+        files = [folder / level for level in levels]
+        argvs = [shlex.join(toolchain.preprocess_argv(command, level)) for level in levels]
+        lines = [
+            f"{argv} > {shlex.quote(str(file))} 2> /dev/null && : > {shlex.quote(f'{file}.done')} || exit"
+            for argv, file in zip(argvs, files, strict=True)
+        ]
+        _run_script(lines, toolchain, folder, limits, cwd=command.root / command.cwd)
+        for level, file in zip(levels, files, strict=True):
+            done = file.with_name(f"{level}.done").exists()
+            text = file.read_bytes() if done else preprocess_unit(unit, toolchain, level, limits=limits)
+            if isinstance(text, Failure):
+                return texts, text
+            texts[level] = text
+    return texts, None
+
+
 def hermetic(text: bytes, command: Command) -> bytes:
     """A preprocessed text without the name of the folder it was made in."""
     return text.replace(str(command.root).encode(), b".")
@@ -89,7 +113,7 @@ def compile_unit(
         jobs = [_Job(unit, toolchain, level, folder, tuple(options), report) for level in levels]
         for macro_class, text in texts.items():
             (folder / f"{macro_class}.i").write_bytes(text)
-        _run_all(jobs, toolchain, folder, limits)
+        _run_script([job.shell_line() for job in jobs], toolchain, folder, limits, cwd=folder)
         compiled: list[CompiledUnit] = []
         failures: list[Failure] = []
         for job in jobs:
@@ -153,7 +177,7 @@ class _Job:
     def shell_line(self) -> str:
         compile_line = f"{shlex.join(self.compile_argv())} 2> {self.level}.said"
         assemble_line = f"{shlex.join(self.assemble_argvs()[0])} 2> /dev/null"
-        return f"{compile_line} && {assemble_line} && : > {self.level}.done || exit\n"
+        return f"{compile_line} && {assemble_line} && : > {self.level}.done || exit"
 
     def result(self) -> CompiledUnit:
         said = [self.folder / f"{self.level}.{suffix}" for suffix in ("said", "inlined")]
@@ -166,11 +190,13 @@ class _Job:
         )
 
 
-def _run_all(jobs: Sequence[_Job], toolchain: Toolchain, folder: Path, limits: Limits) -> None:
-    """Compile and assemble every level in one go, up to the first that fails."""
-    script = f"ulimit -t {math.ceil(limits.time_s)}\n" + "".join(job.shell_line() for job in jobs)
-    together = replace(limits, time_s=limits.time_s * len(jobs))
-    run(["sh"], cwd=folder, limits=together, env=toolchain.environment(folder), stdin=script.encode())
+def _run_script(
+    lines: Sequence[str], toolchain: Toolchain, folder: Path, limits: Limits, *, cwd: Path
+) -> None:
+    """Run commands in one go, up to the first that fails."""
+    script = "\n".join([f"ulimit -t {math.ceil(limits.time_s)}", *lines, ""])
+    together = replace(limits, time_s=limits.time_s * len(lines))
+    run(["sh"], cwd=cwd, limits=together, env=toolchain.environment(folder), stdin=script.encode())
 
 
 def out_of_patience(unit: Unit, variant: str, failures: Sequence[Failure]) -> Failure | None:

@@ -90,7 +90,9 @@ class _Places:
         """Relative to the root; nothing outside of it."""
         self.number = 0
         self._root = root
-        self._cwd = cwd
+        lexical = os.path.normpath(root.absolute())
+        self._start = os.path.join(lexical, cwd)
+        self._bases = tuple(f"{base}{os.sep}" for base in (lexical, os.path.realpath(root)))
         self._inside = cache(self._find)
         self._input = cache(self._find_input)
         self._directives = cache(self._read_directives)
@@ -144,12 +146,8 @@ class _Places:
         text = re.sub(rb"\\(.)", rb"\1", name).decode("utf-8", "surrogateescape")
         if text.startswith("<"):
             return None
-        path = os.path.normpath(self._root / self._cwd / text)
-        for base in (os.path.normpath(self._root.absolute()), os.path.realpath(self._root)):
-            relative = os.path.relpath(os.path.abspath(path), base)
-            if relative != ".." and not relative.startswith(f"..{os.sep}"):
-                return relative
-        return None
+        path = os.path.normpath(os.path.join(self._start, text))
+        return next((path[len(base) :] for base in self._bases if path.startswith(base)), None)
 
 
 # From text to definitions, by tree-sitter.

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from corpus_builder.config import CorpusConfig, Project
+from corpus_builder.probe import check_levels, resolve
 from corpus_builder.projects import ResolvedProject, resolve_project
 from corpus_builder.record import Failure, Unit
 from corpus_builder.split import assign_splits, lineages_of
-from corpus_builder.toolchain import Toolchain, check_levels, resolve
+from corpus_builder.toolchain import Toolchain
 
 # Code that decides what a part holds: a change to it makes parts of earlier builds stale.
 _PART_MODULES = (

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import zstandard
 
 from corpus_builder import csource
-from corpus_builder.compile import hermetic, out_of_patience, preprocess_unit
+from corpus_builder.compile import hermetic, out_of_patience, preprocess_levels, preprocess_unit
 from corpus_builder.errors import UserFacingError
 from corpus_builder.licenses import file_license
 from corpus_builder.process import Limits
@@ -62,14 +62,14 @@ def prepare_unit(
     for toolchain in toolchains:
         if toolchain.isa not in unit.commands:
             continue
-        for macro_class in macro_classes(toolchain, levels):
-            text = out_of_patience(unit, toolchain.id, failures) or preprocess_unit(
-                unit, toolchain, macro_class, limits=limits
+        failure = out_of_patience(unit, toolchain.id, failures)
+        if not failure:
+            made, failure = preprocess_levels(
+                unit, toolchain, macro_classes(toolchain, levels), limits=limits
             )
-            if isinstance(text, Failure):
-                failures.append(text)
-                break
-            texts[toolchain.id, macro_class] = text
+            texts |= {(toolchain.id, name): text for name, text in made.items()}
+        if failure:
+            failures.append(failure)
     sources = _sources(unit, toolchains, levels, texts, failures, limits)
     files = sorted({source.file for source in sources.values()})
     root = next(iter(unit.commands.values())).root

@@ -19,9 +19,9 @@ from rich.table import Table
 
 from asmtrain import terminal
 from corpus_builder.errors import UserFacingError
+from corpus_builder.probe import resolve
 from corpus_builder.process import Limits
 from corpus_builder.process import run as run_process
-from corpus_builder.toolchain import resolve
 
 _DISK_GIB = 4
 """Corpus, checkpoints and exports of the demo take about one; the packages' caches as much again."""

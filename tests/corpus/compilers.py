@@ -10,9 +10,10 @@ import pytest
 from corpus_builder.compile import CompiledUnit, compile_unit, hermetic, preprocess_unit
 from corpus_builder.errors import ToolchainError
 from corpus_builder.prepare import macro_classes
+from corpus_builder.probe import resolve
 from corpus_builder.process import Limits
 from corpus_builder.record import Command, Failure, Unit
-from corpus_builder.toolchain import Toolchain, resolve
+from corpus_builder.toolchain import Toolchain
 
 SHIPPED = Path(__file__).parents[2] / "configs" / "toolchains.yaml"
 LIMITS = Limits(time_s=30.0, memory_mib=4096, output_mib=64)

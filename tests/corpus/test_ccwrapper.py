@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corpus_builder.ccwrapper import expanded, install, split_words
+from corpus_builder.ccwrapper import expanded, install, searched, split_words
 
 GCC = shutil.which("gcc")
 pytestmark = pytest.mark.skipif(GCC is None, reason="gcc is not installed")
@@ -148,3 +148,9 @@ def test_quoted_words_come_back(words: list[str]) -> None:
 def test_a_response_file_that_names_itself_ends(tmp_path: Path) -> None:
     (tmp_path / "loop").write_text("-DX @loop")
     assert expanded(["@loop"], str(tmp_path))[-1] == "@loop"
+
+
+def test_folders_named_in_the_environment_are_noted_as_arguments() -> None:
+    environment = {"CPATH": "a::b", "C_INCLUDE_PATH": "/c", "PATH": "/bin"}
+    assert searched(environment) == ["-Ia", "-I.", "-Ib", "-isystem/c"]
+    assert searched({"CPATH": ""}) == []

@@ -18,10 +18,11 @@ from corpus_builder import asm
 from corpus_builder.cli import main
 from corpus_builder.pipeline import build
 from corpus_builder.plan import plan_build
+from corpus_builder.probe import resolve
 from corpus_builder.process import run
 from corpus_builder.record import Command, FunctionRecord, Variant
 from corpus_builder.shards import CorpusIndex, load_index, read_split
-from corpus_builder.toolchain import Toolchain, resolve
+from corpus_builder.toolchain import Toolchain
 from corpus_builder.verify import verify_corpus
 from samples import NATIVE_GCC, ROOT, TINY, TINY_FUNCTIONS, a_config, load_corpus_config, write_config
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from corpus_builder.errors import ConfigError, ToolchainError
+from corpus_builder.probe import load_toolchains, resolve
 from corpus_builder.record import Command
-from corpus_builder.toolchain import Toolchain, load_toolchains, resolve
+from corpus_builder.toolchain import Toolchain
 
 SHIPPED = Path(__file__).parents[2] / "configs" / "toolchains.yaml"
 
