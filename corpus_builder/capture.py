@@ -21,7 +21,7 @@ from typing import Any
 
 from corpus_builder import buildsite
 from corpus_builder.buildsite import Builder, Mode
-from corpus_builder.commands import Commands, commands_of, read_database, read_log, retargeted
+from corpus_builder.commands import Call, Commands, commands_of, read_database, read_log, retargeted
 from corpus_builder.config import Build, Project
 from corpus_builder.errors import OutputError, SourceError, ToolchainError
 from corpus_builder.record import Command, Unit
@@ -71,6 +71,9 @@ class Capture:
     """Inputs of compiler calls that are no units, by kind."""
     tail: str
     """Last lines of the build's output."""
+
+    failed: Mapping[str, Call] = field(default_factory=dict)
+    """Files that the build did not compile, with the call that failed."""
 
     def summary(self) -> dict[str, Any]:
         """What an index keeps of it."""
@@ -228,6 +231,7 @@ def _load(project: Project, folder: Path) -> Capture | CaptureFailure:
         num_calls=len(calls),
         commands=units,
         skipped=skipped,
+        failed=found.failed,
         **{key: data[key] for key in keys},
     )
 

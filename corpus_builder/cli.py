@@ -109,14 +109,12 @@ def _build(arguments: argparse.Namespace) -> int:
     from corpus_builder.config import CorpusConfig, load_config
     from corpus_builder.pipeline import build
     from corpus_builder.plan import plan_build
-    from corpus_builder.terminal import BuildProgress, console, print_build, print_json
+    from corpus_builder.terminal import BuildProgress, console, left_out, print_build, print_json
 
     config = load_config(CorpusConfig, arguments.config, arguments.set)
     with BuildProgress(console(stderr=True)) as progress:
         plan = plan_build(config, progress)
-        progress.note(
-            [*plan.notes, *(f"{failure.unit} is left out: {failure.stage}" for failure in plan.failures)]
-        )
+        progress.note([*plan.notes, *left_out(plan.summary(config)["failures"])])
         index = build(
             config, address=arguments.address, progress=progress, plan=plan, started=progress.started
         )
@@ -156,6 +154,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
     corpus = location(arguments.corpus)
     problems = verify_corpus(corpus)
+    remedy = "delete damaged shards and build again: finished units are reused"
     found: dict[str, object] = {"corpus": arguments.corpus}
     if arguments.rebuild and not problems:
         rebuilt = rebuild(
@@ -167,6 +166,7 @@ def _verify(arguments: argparse.Namespace) -> int:
             sandbox=arguments.sandbox,
         )
         problems = [*problems, *rebuilt.different]
+        remedy = "compare the compilers' packages with those that made the corpus, or build it again"
         found |= {"rebuilt": rebuilt.same, "skipped": list(rebuilt.skipped)}
     found["problems"] = problems
     if arguments.json:
@@ -176,7 +176,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     if problems:
-        print("  remedy: delete damaged shards and build again: finished units are reused", file=sys.stderr)
+        print(f"  remedy: {remedy}", file=sys.stderr)
     return 2 if problems else 0
 
 

@@ -57,6 +57,8 @@ class Commands:
     """File, relative to the project's folder, and command; sorted, as a build has no fixed order."""
     skipped: Mapping[str, int] = field(default_factory=dict)
     """Inputs that are no C units of the project, counted by kind (`Skipped`)."""
+    failed: Mapping[str, Call] = field(default_factory=dict)
+    """Files that the project's own build did not compile, with the last call that tried."""
 
 
 # Arguments that take the next word where nothing is joined to them.
@@ -182,6 +184,7 @@ def commands_of(
     """
     ways: dict[tuple[object, ...], tuple[str, Command]] = {}
     skipped: Counter[str] = Counter()
+    failed: dict[str, Call] = {}
     for call in calls:
         parsed = parse(call.argv)
         for name, language in parsed.inputs if parsed.compiles else ():
@@ -189,6 +192,9 @@ def commands_of(
             kind = _kind(name, file, language)
             if kind == "c" and (call.name in host or call.exit):
                 kind = "host" if call.name in host else "failed"
+            if kind == "failed":
+                assert file is not None
+                failed[file] = call
             if kind == "c":
                 assert file is not None
                 found = (file, _command(call, parsed.flags, name, language, mount=mount, root=root))
@@ -196,7 +202,10 @@ def commands_of(
                 ways[key] = min(ways.get(key, found), found, key=_preference)
             elif kind:
                 skipped[kind] += 1
-    return Commands(tuple(sorted(ways.values(), key=_order)), dict(sorted(skipped.items())))
+    units = tuple(sorted(ways.values(), key=_order))
+    compiled = {file for file, _ in units}
+    lost = {file: call for file, call in sorted(failed.items()) if file not in compiled}
+    return Commands(units, dict(sorted(skipped.items())), lost)
 
 
 def _kind(name: str, file: str | None, language: str) -> str:

@@ -169,7 +169,11 @@ class _Job:
         reporting = (
             inlining_flags(self.toolchain.family, Path(f"{self.level}.inlined")) if self.report else ()
         )
-        return [*argv, *self.options, *reporting]
+        return [*argv, *self.options, *self._hiding(), *reporting]
+
+    def _hiding(self) -> list[str]:
+        """Debug information would name the private folder."""
+        return [f"-fdebug-prefix-map={self.folder}=."] if "-g1" in self.options else []
 
     def assemble_argvs(self) -> list[list[str]]:
         return self.toolchain.assemble_argvs(self.command, f"{self.level}.s", f"{self.level}.o")

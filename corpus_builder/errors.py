@@ -6,6 +6,7 @@
     |   +-- TamperedSource       it was fetched, but is not what the config pinned
     +-- ToolchainError           a compiler that is missing or does not work
     +-- ShardError               a shard or index that is damaged
+    +-- ClusterLost              the part of a cluster that a build cannot do without is gone
     +-- EmptyCorpus              nothing came out of a build, or a split holds nothing
     +-- OutputError              a result that could not be written: full disk, permissions
 
@@ -51,6 +52,10 @@ class ToolchainError(UserFacingError):
 
 class ShardError(UserFacingError):
     """A shard or an index that is damaged."""
+
+
+class ClusterLost(UserFacingError):
+    """A cluster that is gone, or the driver's own node of it."""
 
 
 class EmptyCorpus(UserFacingError):

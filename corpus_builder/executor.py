@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from corpus_builder.errors import ConfigError, UserFacingError
+from corpus_builder.errors import ClusterLost, ConfigError, UserFacingError
 
 TaskT = TypeVar("TaskT")
 PreparedT = TypeVar("PreparedT")
@@ -72,6 +72,7 @@ def run_units(
 
     Raises:
         ConfigError: no Ray cluster answers at `address`, or this machine is no node of it.
+        ClusterLost: the driver's own node died.
         UserFacingError: `function` or `prepare` raised one.
     """
     if not tasks:
@@ -223,6 +224,11 @@ def _outcome(ray: Any, reference: Any) -> Any:
             cause = cause.cause
         if isinstance(cause, UserFacingError):
             raise cause from None
+        if isinstance(cause, ray.exceptions.LocalRayletDiedError):
+            raise ClusterLost(
+                "the Ray node on this machine died",
+                remedy="see its logs (/tmp/ray/session_latest/logs); the same command goes on from there",
+            ) from None
         if isinstance(cause, ray.exceptions.RayError):
             return _Died(type(cause).__name__)
         return Crash(" ".join(str(cause).split()) or type(cause).__name__)

@@ -7,13 +7,15 @@ sources that are not what was pinned are raised: a build must not go on over the
 Cost: the project's own build, once for each instruction set; everything is kept in the cache.
 """
 
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 from corpus_builder.buildsite import Builder
 from corpus_builder.capture import (
+    Capture,
     CaptureFailure,
     capture_project,
     units_of_captures,
@@ -112,8 +114,27 @@ def _captured(
         units=tuple(units_of_captures(project.name, made.captures)),
         builds=builds,
         content=(*resolved.content, *folders),
-        failures=tuple(_capture_failure(project, item) for item in made.failures),
+        failures=(
+            *(_capture_failure(project, item) for item in made.failures),
+            *(row for capture in made.captures.values() for row in _unit_failures(project, capture)),
+        ),
     )
+
+
+def _unit_failures(project: Project, capture: Capture) -> Iterator[Failure]:
+    """The C files that the project's own build could not compile for the instruction set it was run for."""
+    if capture.isa != capture.origin:
+        return
+    for file, call in capture.failed.items():
+        yield Failure(
+            unit=f"{project.name}/{file}",
+            variant=capture.isa,
+            stage="capture",
+            cause="error",
+            exit=call.exit,
+            command=shlex.join([call.name, *call.argv]),
+            tail="the project's own build could not compile it",
+        )
 
 
 def _failure(project: Project, stage: FailureStage, said: str) -> Failure:

@@ -70,7 +70,7 @@ def rebuild(
     for project in sorted({item.project for item in drawn}):
         own = [item for item in drawn if item.project == project]
         progress(project)
-        config = _config_of(index, project, own, cache, toolchain_file, sandbox)
+        config = _config_of(index, project, cache, toolchain_file, sandbox)
         try:
             plan = plan_build(config)
         except ToolchainError as error:
@@ -117,16 +117,15 @@ def _records(corpus: Location, index: CorpusIndex) -> Iterator[FunctionRecord]:
 
 
 def _config_of(
-    index: CorpusIndex, project: str, drawn: list[Drawn], cache: Path, toolchain_file: Path, sandbox: str
+    index: CorpusIndex, project: str, cache: Path, toolchain_file: Path, sandbox: str
 ) -> CorpusConfig:
-    """The corpus's own config, narrowed to one project and what is needed of it."""
+    """The corpus's own config, narrowed to one project."""
     described: dict[str, Any] | None = index.projects[project].get("config")
     if described is None:
         raise ConfigError(
             f"the index does not say how {project} is built",
             remedy="build the corpus with this release; earlier ones did not record it",
         )
-    variants = [Variant.parse(item.variant) for item in drawn]
     return CorpusConfig.model_validate(
         {
             "name": index.name,
@@ -134,7 +133,8 @@ def _config_of(
             "cache": cache,
             "sandbox": sandbox,
             "toolchain_file": toolchain_file,
-            "toolchains": sorted({f"{variant.isa}.{variant.compiler}" for variant in variants}),
+            # All of them: which build an instruction set's commands come from is found by comparing all.
+            "toolchains": list(index.toolchains),
             "levels": index.levels,
             "projects": [described],
             "shards": {"text": index.text, "members": index.members},

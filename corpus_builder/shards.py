@@ -85,7 +85,7 @@ class CorpusIndex(BaseModel):
 
 
 def _index_text(index: CorpusIndex) -> str:
-    return json.dumps(index.model_dump(), indent=1, sort_keys=True) + "\n"
+    return json.dumps(index.model_dump(), indent=1) + "\n"
 
 
 Sample = tuple[str, Mapping[str, bytes], int]

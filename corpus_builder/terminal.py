@@ -18,6 +18,7 @@ from corpus_builder.stats import compiled_table, failure_table
 
 _WIDTH_OF_A_FILE = 160
 _SECONDS_BETWEEN_LINES = 10.0
+_LINES_SHOWN = 20
 _LABELS = {
     "sources": "fetching, building",
     "units": "compiling units",
@@ -152,15 +153,23 @@ def print_plan(summary: Mapping[str, Any], screen: Console) -> None:
     screen.print(toolchains)
     for note in summary["notes"]:
         screen.print(f"note: {note}", markup=False)
-    for failure in summary["failures"]:
-        last = failure["tail"].strip().rpartition("\n")[2]
-        screen.print(
-            f"left out: {failure['unit']}: {failure['stage']}, {failure['cause']}: {last}", markup=False
-        )
+    for line in left_out(summary["failures"]):
+        screen.print(line, markup=False)
     screen.print(
         f"{summary['units']:,} units x {summary['variants']} variants (toolchain x level)"
         f" = {summary['compilations']:,} compilations"
     )
+
+
+def left_out(failures: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line on each project, build or file that is left out, up to a screenful."""
+    lines = []
+    for failure in failures[:_LINES_SHOWN]:
+        last = failure["tail"].strip().rpartition("\n")[2]
+        which = f" for {failure['variant']}" if failure["variant"] else ""
+        lines.append(f"left out: {failure['unit']}{which}: {failure['stage']}, {failure['cause']}: {last}")
+    more = len(failures) - _LINES_SHOWN
+    return [*lines, f"and {more} more, in failures.jsonl"] if more > 0 else lines
 
 
 def _how_built(builds: Mapping[str, Mapping[str, Any]]) -> str:

@@ -202,7 +202,6 @@ def test_a_build_survives_its_driver_and_a_node(project: tuple[RayCluster, Path]
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="units that were left count as crashes, and the rest is published")
 def test_a_build_whose_own_node_dies_publishes_nothing(project: tuple[RayCluster, Path]) -> None:
     cluster, source = project
     cluster.add("0")

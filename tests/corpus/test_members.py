@@ -197,7 +197,6 @@ def test_there_is_a_line_for_every_instruction(raw: Built) -> None:
                 assert {line for _, line in lines if line} <= set(range(first, last + 1)), record.meta.name
 
 
-@pytest.mark.xfail(strict=True, reason="-g1 names the folder that a compiler is run in")
 def test_members_name_files_of_the_project_and_no_folder_of_this_machine(raw: Built, clean: Built) -> None:
     for name, record in raw.records.items():
         files = {"include/ring.h", record.meta.unit, ""}

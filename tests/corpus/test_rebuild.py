@@ -165,7 +165,6 @@ def test_a_project_is_captured_again_by_its_own_build(
     assert (tmp_path / "own-cache" / "captures").is_dir()
 
 
-@pytest.mark.xfail(strict=True, reason="rebuilding narrows the config to the instruction set drawn")
 def test_commands_of_one_build_for_all_are_found_again_for_one(
     tmp_path: Path, ray_address: str, verify: Verify, need: Callable[..., None]
 ) -> None:
