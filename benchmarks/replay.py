@@ -113,12 +113,12 @@ def against_plain_commands(
 
 
 def plain_command(unit: Unit, toolchain: Toolchain, level: str) -> str:
-    """The project's own command, with the level, to assembly in memory."""
+    """The folder and the project's own command, with the level, to assembly in memory."""
     command = unit.commands[toolchain.isa]
     name = f"{unit.id}.{toolchain.id}.{level}.s".replace("/", "_")
     argv = [*toolchain.direct_argv(command, level), "-S", "-o", f"{{out}}/{name}"]
     argv.append(command.input.replace("{root}", str(command.root)))
-    return shlex.join(["env", "-C", str(command.root / command.cwd), *argv])
+    return shlex.join([str(command.root / command.cwd), *argv])
 
 
 def run_xargs(lines: Sequence[str]) -> float:
@@ -127,7 +127,7 @@ def run_xargs(lines: Sequence[str]) -> float:
         script = Path(folder, "commands")
         script.write_text("".join(line.replace("{out}", folder) + "\n" for line in lines))
         started = time.perf_counter()
-        subprocess.run(["xargs", "-a", script, "-P", str(_CORES), "-L", "1"], check=True)
+        subprocess.run(["xargs", "-a", script, "-P", str(_CORES), "-L", "1", "env", "-C"], check=True)
         return time.perf_counter() - started
 
 
