@@ -113,7 +113,9 @@ class Toolchain:
         return (f"-{base}", *self.flag_sets.get(flag_set(level), ()))
 
     def _accepted(self, command: Command) -> tuple[str, ...]:
-        rejected = _rejected(self.command, self.target, command.flags) | _CONFLICTING[self.family]
+        # Without macros and folders, which differ from file to file, so that a project is asked for once.
+        probed = tuple(dict.fromkeys(flag for flag in command.flags if not flag.startswith(_NOT_PROBED)))
+        rejected = _rejected(self.command, self.target, probed) | _CONFLICTING[self.family]
         return tuple(flag for flag in command.flags if flag not in rejected)
 
     def environment(self, temporary: Path) -> dict[str, str]:
@@ -136,7 +138,6 @@ def flag_set(level: str) -> str:
 @lru_cache(1024)
 def _rejected(command: tuple[str, ...], target: tuple[str, ...], flags: tuple[str, ...]) -> frozenset[str]:
     """The flags that this compiler does not know: a build was captured with another one's."""
-    probed = tuple(dict.fromkeys(flag for flag in flags if not flag.startswith(_NOT_PROBED)))
     with tempfile.TemporaryDirectory(prefix="asmtrain-") as folder:
 
         def accepts(some: Sequence[str]) -> bool:
@@ -146,6 +147,11 @@ def _rejected(command: tuple[str, ...], target: tuple[str, ...], flags: tuple[st
             except FileNotFoundError:
                 return True  # whoever compiles says that the compiler is gone
 
-        if not probed or accepts(probed):
-            return frozenset()
-        return frozenset(flag for flag in probed if not accepts([flag]))
+        def refused(some: Sequence[str]) -> set[str]:
+            """By halves: few of many flags are strange to a compiler."""
+            if not some or accepts(some):
+                return set()
+            half = len(some) // 2
+            return refused(some[:half]) | refused(some[half:]) if half else {some[0]}
+
+        return frozenset(refused(flags))
