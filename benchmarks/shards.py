@@ -18,9 +18,11 @@ import logging
 import os
 import platform
 import random
+import shlex
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -251,7 +253,7 @@ def machine() -> dict[str, str]:
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "?")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 30
     return {
-        "command": "python benchmarks/shards.py --save",
+        "command": shlex.join(["python", *sys.argv]),
         "machine": f"{os.cpu_count()} cores of {model}, {memory} GiB, Python {platform.python_version()}",
         "commit": subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip(),
         "date": datetime.date.today().isoformat(),
