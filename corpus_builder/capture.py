@@ -23,8 +23,9 @@ from corpus_builder import buildsite
 from corpus_builder.buildsite import Builder, Mode
 from corpus_builder.commands import Call, Commands, commands_of, read_database, read_log, retargeted
 from corpus_builder.config import Build, Project
-from corpus_builder.errors import OutputError, SourceError, ToolchainError
+from corpus_builder.errors import SourceError, ToolchainError
 from corpus_builder.record import Command, Unit
+from corpus_builder.trees import cache_errors
 
 # A cross-build that gives less than this share of the units of another build lost something on the way.
 _MIN_SHARE = 0.5
@@ -201,7 +202,7 @@ def capture(
     folder = builder.cache.expanduser().resolve() / "captures"
     key = _id(project, isa, mode, content_id=content_id, compiler=compiler, builder=builder)
     folder /= f"{project.name}-{isa}-{mode}-{key}"
-    with _output_errors(builder.cache), _locked(folder):
+    with cache_errors(builder.cache), _locked(folder):
         if not (folder / "capture.json").is_file():
             buildsite.make(project, tree, isa, mode=mode, compiler=compiler, folder=folder, builder=builder)
         return _load(project, folder)
@@ -256,14 +257,3 @@ def _locked(folder: Path) -> Iterator[None]:
     with open(f"{folder}.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-@contextmanager
-def _output_errors(cache: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {error.filename or cache}: {error.strerror or error}",
-            remedy="free some space, or set `cache` to another folder",
-        ) from None

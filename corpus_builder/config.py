@@ -88,6 +88,8 @@ class DebianSource(ConfigModel):
     package: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
     version: str
     """As in `apt-cache showsrc`, with epoch and revision: `1:1.2.13.dfsg-1`."""
+    sha256: Sha256 | None = None
+    """Of the package's .dsc, which names the sha256 of every other file; an index says what it was."""
 
 
 Source = Annotated[

@@ -47,12 +47,23 @@ def unpack(source: DebianSource, folder: Path, *, cache: Path) -> None:
 
 
 def download(source: DebianSource, *, cache: Path) -> Path:
-    """The folder in the cache that holds the package's .dsc and the files it names."""
+    """The folder in the cache that holds the package's .dsc and the files it names.
+
+    Raises:
+        SourceError: apt is missing, or no archive has that version; the message says which ones there are.
+        TamperedSource: the .dsc is not the pinned one.
+    """
     kept = cache / "archives" / "debian" / f"{source.package}_{source.version.replace(':', '%3a')}"
-    if kept.is_dir():
-        return kept
-    with new_folder(kept) as folder, _lists(cache, wanted=source) as options:
-        _fetch(source, folder, options)
+    if not kept.is_dir():
+        with new_folder(kept) as folder, _lists(cache, wanted=source) as options:
+            _fetch(source, folder, options)
+    found = sha256_of(_dsc(kept))
+    if source.sha256 not in (None, found):
+        raise TamperedSource(
+            f"debian package {_named(source)}: its .dsc has sha256 {found},"
+            f" but the config pins {source.sha256}",
+            remedy=f"find out why it changed; remove {kept} to fetch it again",
+        )
     return kept
 
 
@@ -65,14 +76,6 @@ def versions(package: str, *, cache: Path) -> list[str]:
     """The versions of a source package that the machine's archives have, newest first."""
     with _lists(cache) as options:
         return _versions(package, options)
-
-
-def newest_version(package: str, *, cache: Path) -> str:
-    """What to write into a config today; raises SourceError for a package that no archive has."""
-    found = versions(package, cache=cache)
-    if not found:
-        raise _not_found(package, "any", found)
-    return found[0]
 
 
 # apt's private state.

@@ -159,11 +159,6 @@ def function_sizes(object_file: Path) -> dict[str, int]:
     return ObjectFile(object_file.read_bytes()).function_sizes()
 
 
-def function_codes(object_file: Path, symbols: Iterable[str]) -> dict[str, Code]:
-    """Machine code with relocations of those functions that an object defines."""
-    return ObjectFile(object_file.read_bytes()).codes(symbols)
-
-
 def object_member(code: Code) -> bytes:
     """Code as the JSON of a member: `{"code": hex, "relocations": [[offset, type, symbol, addend], ..]}`."""
     return json.dumps({"code": code.data.hex(), "relocations": code.relocations}).encode()

@@ -22,6 +22,7 @@ from corpus_builder.capture import (
     units_of_database,
 )
 from corpus_builder.config import CorpusConfig, DebianSource, Project
+from corpus_builder.debian import dsc_sha256
 from corpus_builder.errors import SourceError, TamperedSource
 from corpus_builder.licenses import is_permissive, project_license
 from corpus_builder.record import Failure, FailureCause, FailureStage, Unit
@@ -65,7 +66,7 @@ def resolve_project(
         raise
     except SourceError as error:
         return ResolvedProject(project, failures=(_failure(project, "source", error.message),))
-    project = _completed(project, root)
+    project = _completed(project, root, config.cache)
     if config.licenses == "permissive" and not is_permissive(project.license):
         note = f"{project.name} is left out: its licence, {project.license}, is not permissive"
         return ResolvedProject(project, root, note=note)
@@ -84,12 +85,14 @@ def resolve_project(
     return replace(resolved, units=tuple(units), builds={isa: {"mode": "database"} for isa in isas})
 
 
-def _completed(project: Project, root: Path) -> Project:
+def _completed(project: Project, root: Path, cache: Path) -> Project:
     """The project with what its config leaves to the source."""
-    version = project.version
-    if not version and isinstance(project.source, DebianSource):
-        version = project.source.version
-    return project.model_copy(update={"version": version, "license": project_license(project, root)})
+    found: dict[str, Any] = {"license": project_license(project, root)}
+    if isinstance(project.source, DebianSource):
+        sha256 = dsc_sha256(project.source, cache=cache.expanduser())
+        found["source"] = project.source.model_copy(update={"sha256": sha256})
+        found["version"] = project.version or project.source.version
+    return project.model_copy(update=found)
 
 
 def _builder(config: CorpusConfig, toolchains: Sequence[Toolchain]) -> Builder:

@@ -16,8 +16,7 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -31,10 +30,10 @@ from corpus_builder.config import (
     PypiSource,
     Recipe,
 )
-from corpus_builder.errors import ConfigError, OutputError, SourceError, TamperedSource
+from corpus_builder.errors import ConfigError, SourceError, TamperedSource
 from corpus_builder.package_index import open_url, sdist_url, without_credentials
 from corpus_builder.record import Command, Unit
-from corpus_builder.trees import new_folder, sha256_of
+from corpus_builder.trees import cache_errors, new_folder, sha256_of
 
 _ATTEMPTS = 3
 _PAUSE_S = 1.0
@@ -55,7 +54,7 @@ def fetch(project: Project, cache: Path) -> Path:
     cache = cache.expanduser()
     tree = cache / "sources" / f"{project.name}-{_tree_id(project)}"
     if not tree.is_dir():
-        with _output_errors(cache), new_folder(tree) as folder:
+        with cache_errors(cache), new_folder(tree) as folder:
             _fill(project, folder, cache)
             _write_files(project, folder)
     return tree.resolve()
@@ -278,14 +277,3 @@ def _inside(base: Path, name: str, project: Project) -> Path:
             remedy="use a relative path without '..'",
         )
     return base / parts
-
-
-@contextmanager
-def _output_errors(cache: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"cannot write the source cache {cache}: {error.strerror or error}",
-            remedy="free some space, or point `cache` in the config at another folder",
-        ) from error

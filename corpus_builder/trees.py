@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from corpus_builder.errors import OutputError
+
 
 @contextmanager
 def new_folder(place: Path) -> Iterator[Path]:
@@ -32,6 +34,22 @@ def new_folder(place: Path) -> Iterator[Path]:
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def cache_errors(cache: Path) -> Iterator[None]:
+    """What the system says of the cache, as an error that names it and the remedy.
+
+    Raises:
+        OutputError: the disk is full, or the folder cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {error.filename or cache} in the cache: {error.strerror or error}",
+            remedy="free some space, or point `cache` in the config at another folder",
+        ) from error
 
 
 def remove_outward_links(folder: Path) -> None:

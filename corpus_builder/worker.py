@@ -110,7 +110,9 @@ def source_meta(source: Source) -> SourceMeta:
             kind=source.kind, location=f"{source.package}=={source.version}", sha256=source.sha256
         )
     if isinstance(source, DebianSource):
-        return SourceMeta(kind=source.kind, location=f"{source.package}={source.version}", sha256=None)
+        return SourceMeta(
+            kind=source.kind, location=f"{source.package}={source.version}", sha256=source.sha256
+        )
     if isinstance(source, GitSource):
         return SourceMeta(kind=source.kind, location=f"{source.url}@{source.commit}", sha256=None)
     if isinstance(source, PathSource):

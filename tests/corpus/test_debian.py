@@ -15,7 +15,6 @@ from corpus_builder.debian import (
     dsc_sha256,
     from_deb822,
     from_list,
-    newest_version,
     unpack,
     versions,
 )
@@ -124,7 +123,7 @@ def test_a_version_that_is_gone_names_those_that_are_there(archive: Archive, tmp
     with pytest.raises(SourceError, match=r"has demo 0\.9-1; there is 1:1\.0-1"):
         fetch(a_debian_project("0.9-1"), tmp_path)
     with pytest.raises(SourceError, match="has a source package 'nothing'"):
-        newest_version("nothing", cache=tmp_path)
+        download(DebianSource(kind="debian", package="nothing", version="1"), cache=tmp_path)
     assert not list((tmp_path / "archives" / "debian").iterdir())
 
 
@@ -132,7 +131,6 @@ def test_versions_are_ordered_as_debian_orders_them(archive: Archive, tmp_path: 
     for version in ("1:1.0~rc1-1", "1:1.10-1", "1:1.9-1"):
         archive.put(version)
     assert versions("demo", cache=tmp_path) == ["1:1.10-1", "1:1.9-1", "1:1.0-1", "1:1.0~rc1-1"]
-    assert newest_version("demo", cache=tmp_path) == "1:1.10-1"
 
 
 def test_lists_are_fetched_again_for_a_version_that_they_lack(archive: Archive, tmp_path: Path) -> None:
@@ -165,7 +163,12 @@ def test_an_archive_that_lies_about_a_file_is_refused(archive: Archive, tmp_path
 
 def test_the_dsc_identifies_the_package(archive: Archive, tmp_path: Path) -> None:
     listed = archive.pool / "demo_1.0-1.dsc"
-    assert dsc_sha256(a_source(), cache=tmp_path) == hashlib.sha256(listed.read_bytes()).hexdigest()
+    found = dsc_sha256(a_source(), cache=tmp_path)
+    assert found == hashlib.sha256(listed.read_bytes()).hexdigest()
+    pinned = a_source().model_copy(update={"sha256": found})
+    assert download(pinned, cache=tmp_path) == download(a_source(), cache=tmp_path)
+    with pytest.raises(TamperedSource, match=rf"sha256 {found}, but the config pins 0000"):
+        download(pinned.model_copy(update={"sha256": "0" * 64}), cache=tmp_path)
 
 
 def test_builds_at_the_same_time_share_one_state(archive: Archive, tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_objects_read_as_other_readers_read_them(name: str, tmp_path: Path) -> N
     sizes = {symbol: entry["st_size"] for symbol, entry in functions.items()}
     assert objects.function_sizes(tmp_path / "unit.o") == sizes
     assert {"outer", "outermost", "fixed", "text"} <= set(sizes)
-    codes = objects.function_codes(tmp_path / "unit.o", [*sizes, "absent"])
+    codes = objects.ObjectFile((tmp_path / "unit.o").read_bytes()).codes([*sizes, "absent"])
     assert set(codes) == set(sizes)
     relocations = read_by_readelf(tmp_path / "unit.o")
     for symbol, entry in functions.items():
@@ -116,7 +116,7 @@ def test_an_object_of_very_many_sections(tmp_path: Path) -> None:
     subprocess.run(argv, cwd=tmp_path, check=True, timeout=60)
     sizes = objects.function_sizes(tmp_path / "many.o")
     assert (len(sizes), sizes["f0"], sizes["f65999"]) == (66000, 1, 5)
-    (code,) = objects.function_codes(tmp_path / "many.o", ["f65999"]).values()
+    (code,) = objects.ObjectFile((tmp_path / "many.o").read_bytes()).codes(["f65999"]).values()
     assert code.data[:1] == b"\xe8"
     assert code.relocations == ((1, "R_X86_64_PLT32", "g", -4),)
 

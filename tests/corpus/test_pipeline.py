@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from corpus_builder import plan
 from corpus_builder.config import CorpusConfig, load_config
 from corpus_builder.errors import EmptyCorpus
 from corpus_builder.pipeline import build
@@ -303,3 +304,15 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, ray_address
     assert done.returncode == 2
     assert re.search(r"error: cannot write \S+: Not a directory\n  remedy: check the path", done.stderr)
     assert "Traceback" not in done.stderr
+
+
+def test_every_module_that_decides_a_part_makes_old_parts_stale() -> None:
+    import grimp  # what import-linter stands on
+
+    graph = grimp.build_graph("corpus_builder")
+    makers = {f"corpus_builder.{name}" for name in ("worker", "prepare", "parts", "dedup")}
+    behind = makers.union(*(graph.find_upstream_modules(name) for name in makers))
+    # Settings are in a part's name themselves; the others hold, watch or report what is made.
+    apart = {"config", "database", "errors", "storage", "watch"}
+    needed = {name.partition(".")[2] for name in behind} - apart - {""}
+    assert set(plan._PART_MODULES) == needed
