@@ -233,7 +233,9 @@ def make_part(
     """CPU seconds to prepare and to compile a unit; bytes prepared and of the part."""
     wanted = wanted_of(config)
     before = cpu_s()
-    prepared = prepare_unit(planned.unit, narrowed.toolchains, wanted.levels, limits=wanted.limits)
+    prepared = prepare_unit(
+        planned.unit, narrowed.toolchains, wanted.levels, limits=wanted.limits, travels=True
+    )
     between = cpu_s()
     result = build_unit(planned.unit, prepared, planned.project, narrowed.toolchains, wanted)
     tokens = [csource.source_tokens(record.source) for record in result.records]

@@ -1,14 +1,15 @@
-"""One translation unit through one toolchain: preprocessed texts, then assembly at every -O level.
+"""One translation unit through one toolchain: assembly at every -O level.
 
-In: a unit's command, a toolchain, levels. Out: one text for each macro class, made where the source tree is;
-and from the texts alone, on any machine, the assembler text and object of each level, with a failure row for
-each one that did not get there.
-Invariants: the assembly is what the project's own command would have given, byte for byte; compilers write
+In: a unit's command, a toolchain, levels. Out: the assembler text and object of each level, with a failure
+row for each one that did not get there. Where the source tree is, the project's own commands run. For other
+machines it gives one text for each macro class, from which alone they compile.
+Invariants: the assembly is what the project's own command gives, byte for byte, either way; compilers write
 into a private folder that is gone afterwards; no folder's name is in any result.
-Cost: the compilers' own time. One shell runs all levels of a toolchain: a supervised call for each would add
-3 ms to compilations that take 15 to 50. Assembling proves that a text is whole and gives the sizes. GNU as
-adds 3 to 6 % to the time; clang, whose libraries take 15 ms to load, added 35 % (156 files of 13 libraries),
-so its text goes to GNU as too where that is installed: 5 of 2,459 functions come out some bytes shorter.
+Cost: the compilers' own time. One shell runs all levels of a toolchain, and loads each program once
+(`forkserver`): a supervised call for each level would add 3 ms to compilations that take 15 to 50. Assembling
+proves that a text is whole and gives the sizes; GNU as adds 3 to 6 % to the time. clang's own assembler takes
+more than twice as long, so clang's text goes to GNU as too where that is installed: 5 of 2,459 functions of
+13 libraries come out some bytes shorter.
 """
 
 import math
@@ -20,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from corpus_builder.errors import OutputError, ToolchainError
+from corpus_builder.forkserver import Call, script
 from corpus_builder.objects import inlining_flags
 from corpus_builder.process import Completed, Limits, run
 from corpus_builder.record import Command, Failure, FailureCause, FailureStage, Unit, Variant
@@ -27,6 +29,8 @@ from corpus_builder.toolchain import Toolchain
 
 _TAIL_LINES = 8
 _PATIENCE = 2
+# With line numbers asked for, clang adds the hash of each file, which compiling a text cannot know.
+_FILE_HASH = re.compile(rb'(\t\.file\t\d+ "[^\n]*") md5 0x[0-9a-f]{32}')
 
 
 @dataclass(frozen=True)
@@ -68,16 +72,17 @@ def preprocess_levels(
     texts: dict[str, bytes] = {}
     with tempfile.TemporaryDirectory(prefix="asmtrain-") as name:
         folder = Path(name)
-        files = [folder / level for level in levels]
-        argvs = [shlex.join(toolchain.preprocess_argv(command, level)) for level in levels]
-        lines = [
-            f"{argv} > {shlex.quote(str(file))} 2> /dev/null && : > {shlex.quote(f'{file}.done')} || exit"
-            for argv, file in zip(argvs, files, strict=True)
+        cwd = command.root / command.cwd
+        calls = [
+            Call(toolchain.preprocess_argv(command, level), cwd, folder / f"{level}.done", folder / level)
+            for level in levels
         ]
-        _run_script(lines, toolchain, folder, limits, cwd=command.root / command.cwd)
-        for level, file in zip(levels, files, strict=True):
-            done = file.with_name(f"{level}.done").exists()
-            text = file.read_bytes() if done else preprocess_unit(unit, toolchain, level, limits=limits)
+        _run_calls(calls, toolchain, folder, limits)
+        for level, call in zip(levels, calls, strict=True):
+            if call.done.exists():
+                text: bytes | Failure = (folder / level).read_bytes()
+            else:
+                text = preprocess_unit(unit, toolchain, level, limits=limits)
             if isinstance(text, Failure):
                 return texts, text
             texts[level] = text
@@ -92,17 +97,19 @@ def hermetic(text: bytes, command: Command) -> bytes:
 def compile_unit(
     unit: Unit,
     toolchain: Toolchain,
-    texts: Mapping[str, bytes],
     levels: Sequence[str],
     *,
+    texts: Mapping[str, bytes],
     limits: Limits,
+    at_home: bool = False,
     options: Sequence[str] = (),
     report: bool = False,
 ) -> tuple[list[CompiledUnit], list[Failure]]:
     """Compile and assemble one unit at each level; what fails at one level says nothing of the others.
 
-    `texts` maps macro classes to hermetic texts. `options` are further compiler arguments that move no
-    code; `report` asks for what was inlined.
+    `texts` maps macro classes to hermetic texts. `at_home`, in its tree, the unit's own command runs at
+    levels without a text, and where a text did not compile. `options` are further compiler arguments that
+    move no code; `report` asks for what was inlined.
 
     Raises:
         ToolchainError: the compiler is not installed on this machine.
@@ -110,16 +117,19 @@ def compile_unit(
     """
     with tempfile.TemporaryDirectory(prefix="asmtrain-") as name:
         folder = Path(name)
-        jobs = [_Job(unit, toolchain, level, folder, tuple(options), report) for level in levels]
+        work = _Work(unit, toolchain, folder, options=tuple(options), report=report)
         for macro_class, text in texts.items():
             (folder / f"{macro_class}.i").write_bytes(text)
-        _run_script([job.shell_line() for job in jobs], toolchain, folder, limits, cwd=folder)
+        jobs = [_Job(work, level, toolchain.macro_class(level) in texts) for level in levels]
+        calls = [*(job.compile_call() for job in jobs), *(job.assemble_call() for job in jobs)]
+        _run_calls(calls, toolchain, folder, limits)
         compiled: list[CompiledUnit] = []
         failures: list[Failure] = []
         for job in jobs:
             failure = None
             if not job.is_done:
-                failure = out_of_patience(job.unit, str(job.variant), failures) or _run_alone(job, limits)
+                alone = replace(job, from_text=job.from_text and not at_home)
+                failure = out_of_patience(unit, str(job.variant), failures) or _run_alone(alone, limits)
             if failure:
                 failures.append(failure)
             else:
@@ -127,80 +137,109 @@ def compile_unit(
         return compiled, failures
 
 
-def ir_of(unit: Unit, toolchain: Toolchain, text: bytes, level: str, *, limits: Limits) -> str | Failure:
-    """The unit's LLVM IR as clang's front end gives it, before any optimisation; raises as `compile_unit`."""
+def ir_of(
+    unit: Unit, toolchain: Toolchain, level: str, *, text: bytes | None, limits: Limits
+) -> str | Failure:
+    """The unit's LLVM IR as clang's front end gives it, before any optimisation; raises as `compile_unit`.
+
+    Without a text the unit's own command runs, in its tree.
+    """
     with tempfile.TemporaryDirectory(prefix="asmtrain-") as name:
         folder = Path(name)
-        (folder / "unit.i").write_bytes(text)
-        command = unit.commands[toolchain.isa]
-        argv = toolchain.compile_argv(command, level, "unit.i", "unit.ll")
-        argv += ["-emit-llvm", "-Xclang", "-disable-llvm-passes"]
-        call = _Call(unit, toolchain, f"{toolchain.id}.{level.lower()}", folder, limits)
-        _, failure = call.run("compile", argv, cwd=folder)
-        return failure or (folder / "unit.ll").read_text(errors="replace")
+        options = ("-emit-llvm", "-Xclang", "-disable-llvm-passes")
+        job = _Job(_Work(unit, toolchain, folder, options), level, text is not None)
+        (folder / f"{toolchain.macro_class(level)}.i").write_bytes(text or b"")
+        call = _Call(unit, toolchain, str(job.variant), folder, limits)
+        _, failure = call.run("compile", job.compile_argv(), cwd=job.cwd)
+        return failure or job.file("s").read_text(errors="replace")
 
 
 @dataclass(frozen=True)
-class _Job:
-    """One level of one unit in one toolchain; its files lie in `folder` under the level's name."""
+class _Work:
+    """One unit in one toolchain, and the private folder with its files."""
 
     unit: Unit
     toolchain: Toolchain
-    level: str
     folder: Path
-    options: tuple[str, ...]
-    report: bool
-
-    @property
-    def variant(self) -> Variant:
-        return Variant(self.toolchain.isa, self.toolchain.compiler, self.level.lower())
+    options: tuple[str, ...] = ()
+    report: bool = False
 
     @property
     def command(self) -> Command:
         return self.unit.commands[self.toolchain.isa]
 
+
+@dataclass(frozen=True)
+class _Job:
+    """One level; its files lie in the folder under its name."""
+
+    work: _Work
+    level: str
+    from_text: bool
+    """Whether the text of its macro class is compiled, and not the unit's own file in its tree."""
+
+    @property
+    def variant(self) -> Variant:
+        return Variant(self.work.toolchain.isa, self.work.toolchain.compiler, self.level.lower())
+
     @property
     def is_done(self) -> bool:
-        return (self.folder / f"{self.level}.done").exists()
+        return self.file("done").exists()
+
+    def file(self, suffix: str) -> Path:
+        return self.work.folder / f"{self.level}.{suffix}"
+
+    @property
+    def cwd(self) -> Path:
+        return self.work.folder if self.from_text else self.work.command.root / self.work.command.cwd
 
     def compile_argv(self) -> list[str]:
-        text = f"{self.toolchain.macro_class(self.level)}.i"
-        argv = self.toolchain.compile_argv(self.command, self.level, text, f"{self.level}.s")
-        reporting = (
-            inlining_flags(self.toolchain.family, Path(f"{self.level}.inlined")) if self.report else ()
-        )
-        return [*argv, *self.options, *self._hiding(), *reporting]
-
-    def _hiding(self) -> list[str]:
-        """Debug information would name the private folder."""
-        return [f"-fdebug-prefix-map={self.folder}=."] if "-g1" in self.options else []
+        work, output = self.work, str(self.file("s"))
+        if self.from_text:
+            text = f"{work.toolchain.macro_class(self.level)}.i"
+            argv = work.toolchain.compile_argv(work.command, self.level, text, output)
+        else:
+            argv = work.toolchain.own_argv(work.command, self.level, output)
+        argv += work.options
+        if "-g1" in work.options:  # debug information would name the private folder
+            here = "." if work.command.cwd == "." else f"./{work.command.cwd}"
+            argv.append(f"-fdebug-prefix-map={work.folder}={here}")
+        if work.report:
+            argv += inlining_flags(work.toolchain.family, self.file("inlined"))
+        return argv
 
     def assemble_argvs(self) -> list[list[str]]:
-        return self.toolchain.assemble_argvs(self.command, f"{self.level}.s", f"{self.level}.o")
+        work = self.work
+        return work.toolchain.assemble_argvs(work.command, str(self.file("s")), str(self.file("o")))
 
-    def shell_line(self) -> str:
-        compile_line = f"{shlex.join(self.compile_argv())} 2> {self.level}.said"
-        assemble_line = f"{shlex.join(self.assemble_argvs()[0])} 2> /dev/null"
-        return f"{compile_line} && {assemble_line} && : > {self.level}.done || exit"
+    def compile_call(self) -> Call:
+        return Call(self.compile_argv(), self.cwd, self.file("compiled"), errors=self.file("said"))
+
+    def assemble_call(self) -> Call:
+        return Call(self.assemble_argvs()[0], self.work.folder, self.file("done"))
 
     def result(self) -> CompiledUnit:
-        said = [self.folder / f"{self.level}.{suffix}" for suffix in ("said", "inlined")]
+        said = [self.file("said"), self.file("inlined")]
         return CompiledUnit(
             variant=self.variant,
-            flags=self.toolchain.arguments(self.command, self.level),
-            assembly=(self.folder / f"{self.level}.s").read_bytes(),
-            object=(self.folder / f"{self.level}.o").read_bytes(),
+            flags=self.work.toolchain.arguments(self.work.command, self.level),
+            assembly=_FILE_HASH.sub(rb"\1", self.file("s").read_bytes()),
+            object=self.file("o").read_bytes(),
             inlining="".join(file.read_text(errors="replace") for file in said if file.exists()),
         )
 
 
-def _run_script(
-    lines: Sequence[str], toolchain: Toolchain, folder: Path, limits: Limits, *, cwd: Path
-) -> None:
-    """Run commands in one go, up to the first that fails."""
-    script = "\n".join([f"ulimit -t {math.ceil(limits.time_s)}", *lines, ""])
-    together = replace(limits, time_s=limits.time_s * len(lines))
-    run(["sh"], cwd=cwd, limits=together, env=toolchain.environment(folder), stdin=script.encode())
+def _run_calls(calls: Sequence[Call], toolchain: Toolchain, folder: Path, limits: Limits) -> None:
+    """Run calls in one go, those of each program up to the first that fails."""
+    lines = [f"ulimit -t {math.ceil(limits.time_s)}", *script(calls, folder), ""]
+    together = replace(limits, time_s=limits.time_s * len(calls))
+    run(
+        ["sh"],
+        cwd=folder,
+        limits=together,
+        env=toolchain.environment(folder),
+        stdin="\n".join(lines).encode(),
+    )
 
 
 def out_of_patience(unit: Unit, variant: str, failures: Sequence[Failure]) -> Failure | None:
@@ -214,13 +253,14 @@ def out_of_patience(unit: Unit, variant: str, failures: Sequence[Failure]) -> Fa
 
 def _run_alone(job: _Job, limits: Limits) -> Failure | None:
     """Compile one level by itself, to learn what is wrong with it."""
-    call = _Call(job.unit, job.toolchain, str(job.variant), job.folder, limits)
-    completed, failure = call.run("compile", job.compile_argv(), cwd=job.folder)
+    work = job.work
+    call = _Call(work.unit, work.toolchain, str(job.variant), work.folder, limits)
+    completed, failure = call.run("compile", job.compile_argv(), cwd=job.cwd)
     if failure:
         return failure
-    (job.folder / f"{job.level}.said").write_bytes(completed.stderr)
+    job.file("said").write_bytes(completed.stderr)
     for argv in job.assemble_argvs():
-        _, failure = call.run("assemble", argv, cwd=job.folder)
+        _, failure = call.run("assemble", argv, cwd=job.cwd)
         if not failure:
             break
     return failure

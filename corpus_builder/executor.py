@@ -2,7 +2,9 @@
 
 The only importer of ray. With `prepare`, what it returns for a task is the function's second argument: it
 runs on the driver's own node, which holds the files; `function` runs on any node, and needs none of them.
-What was prepared goes from node to node through Ray's object stores, never through the driver.
+What was prepared goes from node to node through Ray's object stores, never through the driver. `whole` does
+both at once where the files are: it takes their place while the driver's node is the only one, and has the
+last word on tasks that did not come out whole elsewhere.
 
 Invariant: every task comes out once, whatever dies on the way but the driver's node. A process or a node that
 is lost is made up for and its tasks run again; a task that kills every worker it meets comes out as `Crash`.
@@ -61,19 +63,21 @@ def run_units(
     *,
     size: Callable[[TaskT], int],
     prepare: Callable[[TaskT], PreparedT] | None = None,
+    whole: Callable[[TaskT], ResultT] | None = None,
+    is_whole: Callable[[ResultT], bool] = lambda result: True,
     workers: int = 0,
     address: str | None = None,
     started: Callable[[Cluster], None] | None = None,
 ) -> Iterator[tuple[TaskT, ResultT | Crash]]:
     """Apply `function(task)`, or `function(task, prepare(task))`, to every task, in the order of completion.
 
-    `prepare` runs in the driver's working directory on the driver's node. Without `address` a local Ray is
-    started and stopped again; `workers=0` uses every CPU. `started` is told the cluster once.
+    `prepare` and `whole` run in the driver's working directory on the driver's node. Without `address` a
+    local Ray is started and stopped again; `workers=0` uses every CPU. `started` is told the cluster once.
 
     Raises:
         ConfigError: no Ray cluster answers at `address`, or this machine is no node of it.
         ClusterLost: the driver's own node died.
-        UserFacingError: `function` or `prepare` raised one.
+        UserFacingError: one of the functions raised it.
     """
     if not tasks:
         return
@@ -81,15 +85,18 @@ def run_units(
         if started:
             started(cluster)
         # A local Ray has as many CPUs as workers; on a cluster only the tasks in flight can keep the bound.
-        flight = _Flight(ray, function, prepare, bound=workers if address else 0)
+        flight = _Flight(ray, function, prepare, whole, bound=workers if address else 0)
         died: list[TaskT] = []
-        for task, result in flight.run(sorted(tasks, key=size)):
+        partial: list[TaskT] = []
+        for task, result, is_final in flight.run(sorted(tasks, key=size)):
             if isinstance(result, _Died):
                 died.append(task)
-            else:
+            elif is_final or isinstance(result, Crash) or is_whole(result):
                 yield task, result
+            else:
+                partial.append(task)
         # Chance may kill one long task's workers several times; with nothing else to do, it is tried again.
-        for task, result in flight.run(died):
+        for task, result, _ in flight.run([*partial, *died], at_home=True):
             yield task, Crash(result.reason) if isinstance(result, _Died) else result
 
 
@@ -103,40 +110,46 @@ class _Died:
 class _Flight:
     """The tasks in flight."""
 
-    def __init__(self, ray: Any, function: Any, prepare: Any, *, bound: int) -> None:
+    def __init__(self, ray: Any, function: Any, prepare: Any, whole: Any, *, bound: int) -> None:
         self._ray = ray
         self._bound = bound
         self._function = ray.remote(num_cpus=1, max_retries=_RETRIES)(function)
         node = _driver_node(ray)
         self._prepare = _on_node(ray, prepare, node) if prepare else None
+        self._whole = _on_node(ray, whole, node) if whole else None
         # Ray does not count tasks that take no CPU, so a node without any is bound by its real ones.
         own = node["Resources"]
         self._most_preparing = _IN_FLIGHT_PER_CPU * int(own.get("CPU", 0) or os.cpu_count() or 1)
         self._most_bytes: float = _STORE_SHARE * own["object_store_memory"]
-        self._running: dict[Any, Any] = {}
-        """Reference of the result to task."""
+        self._running: dict[Any, tuple[Any, bool]] = {}
+        """Reference of the result to task, and whether it is the last word on it."""
         self._preparing: dict[Any, Any] = {}
         """Reference of what is being prepared to that of the result."""
         self._bytes: dict[Any, int] = {}
         """Reference of the result to the size of what was prepared for it."""
         self._recent: deque[int] = deque(maxlen=16)
-        self._num_cpus = 0
+        self._num_cpus = self._num_nodes = 0
         self._counted_at = float("-inf")
 
-    def run(self, waiting: list[Any]) -> Iterator[tuple[Any, Any]]:
-        """Run all tasks of the list, the last first."""
+    def run(self, waiting: list[Any], *, at_home: bool = False) -> Iterator[tuple[Any, Any, bool]]:
+        """Run all tasks of the list, the last first; with each the word whether its result is final.
+
+        `at_home` runs them where the files are, if there is a function for that.
+        """
         while waiting or self._running:
             while waiting and self._has_room():
-                self._submit(waiting.pop())
+                self._submit(waiting.pop(), at_home=at_home)
             for reference in self._wait():
                 self._bytes.pop(reference, None)
-                yield self._running.pop(reference), _outcome(self._ray, reference)
+                task, is_final = self._running.pop(reference)
+                yield task, _outcome(self._ray, reference), is_final
             self._measure()
 
     def _has_room(self) -> bool:
+        self._count()
         if not self._running:
             return True
-        if len(self._running) >= (self._bound or _IN_FLIGHT_PER_CPU * self._count_cpus()):
+        if len(self._running) >= (self._bound or _IN_FLIGHT_PER_CPU * self._num_cpus):
             return False
         if self._prepare is None:
             return True
@@ -146,13 +159,17 @@ class _Flight:
         expected = max(self._recent, default=0) * (len(self._preparing) + 1)
         return sum(self._bytes.values()) + expected <= self._most_bytes
 
-    def _submit(self, task: Any) -> None:
+    def _submit(self, task: Any, *, at_home: bool) -> None:
+        if self._whole and (at_home or self._num_nodes == 1):
+            self._running[self._whole.remote(task)] = task, True
+            return
+        is_final = self._whole is None
         if self._prepare is None:
-            self._running[self._function.remote(task)] = task
+            self._running[self._function.remote(task)] = task, is_final
             return
         prepared = self._prepare.remote(task)
         reference = self._function.remote(task, prepared)
-        self._running[reference] = task
+        self._running[reference] = task, is_final
         self._preparing[prepared] = reference
 
     def _wait(self) -> list[Any]:
@@ -179,17 +196,20 @@ class _Flight:
             if reference in self._running:
                 self._bytes[reference] = size
 
-    def _count_cpus(self) -> int:
-        """CPUs of the cluster; nodes join late, and leave."""
+    def _count(self) -> None:
+        """Nodes join late, and leave."""
         now = time.monotonic()
         if now >= self._counted_at + _REFRESH_S:
-            self._num_cpus = _num_cpus(self._ray)
+            self._num_cpus, self._num_nodes = _num_cpus(self._ray), _num_nodes(self._ray)
             self._counted_at = now
-        return self._num_cpus
 
 
 def _num_cpus(ray: Any) -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def _num_nodes(ray: Any) -> int:
+    return sum(node["Alive"] for node in ray.nodes())
 
 
 def _driver_node(ray: Any) -> dict[str, Any]:
@@ -266,8 +286,7 @@ def _ray(workers: int, address: str | None) -> Iterator[tuple[Any, Cluster]]:
             "RAY_AUTH_MODE=token and the same token on every machine",
         ) from None
     try:
-        num_nodes = sum(node["Alive"] for node in ray.nodes())
-        yield ray, Cluster(num_nodes, _num_cpus(ray), _url(context.dashboard_url))
+        yield ray, Cluster(_num_nodes(ray), _num_cpus(ray), _url(context.dashboard_url))
     finally:
         ray.shutdown()
 

@@ -202,6 +202,10 @@ def inlining_flags(family: str, report: Path) -> tuple[str, ...]:
     return ("-Rpass=inline", "-fno-caret-diagnostics")
 
 
+# Say which line each instruction comes from, and move no code. A text does not have the source's columns.
+LINE_FLAGS = ("-g1", "-gno-column-info")
+
+
 _GCC_INLINED = re.compile(r" optimized: +Inlin(?:ed|ing) (\S+)/\d+ (?:in)?to (\S+)/\d+")
 _CLANG_INLINED = re.compile(r" remark: '([^']+)' inlined into '([^']+)'")
 

@@ -55,6 +55,8 @@ class _Part:
     assembly_bytes: int
     compiler_s: float
     """CPU time of the compilers, preprocessing included."""
+    is_whole: bool
+    """Whether nothing failed."""
 
 
 def build(
@@ -124,6 +126,8 @@ def _make_parts(
         tasks,
         _make_part,
         prepare=_prepare,
+        whole=_make_part_here,
+        is_whole=lambda part: part.is_whole,
         size=lambda task: task.unit.size_bytes,
         workers=config.workers,
         address=address,
@@ -201,9 +205,20 @@ def wanted_of(config: CorpusConfig) -> Wanted:
 
 
 def _prepare(task: _Task) -> tuple[Prepared, float]:
-    """Runs on the driver's node; what it prepared, and the preprocessors' CPU time."""
+    """Runs on the driver's node; what it prepared for another, and the preprocessors' CPU time."""
+    return _read(task, travels=True)
+
+
+def _make_part_here(task: _Task) -> _Part:
+    """Runs on the driver's node, where the unit's own commands do: no text is written and read again."""
+    return _make_part(task, _read(task, travels=False))
+
+
+def _read(task: _Task, *, travels: bool) -> tuple[Prepared, float]:
     before = _children_s()
-    prepared = prepare_unit(task.unit, task.toolchains, task.wanted.levels, limits=task.wanted.limits)
+    prepared = prepare_unit(
+        task.unit, task.toolchains, task.wanted.levels, limits=task.wanted.limits, travels=travels
+    )
     return prepared, _children_s() - before
 
 
@@ -221,6 +236,7 @@ def _make_part(task: _Task, given: tuple[Prepared, float]) -> _Part:
         num_failures=len(result.failures),
         assembly_bytes=sum(len(text) for record in result.records for text in record.assembly.values()),
         compiler_s=compiler_s,
+        is_whole=not result.failures,
     )
 
 

@@ -17,7 +17,7 @@ from corpus_builder.config import DebianSource, GitSource, PathSource, Project, 
 from corpus_builder.csource import SourceFunction
 from corpus_builder.errors import UserFacingError
 from corpus_builder.licenses import is_permissive
-from corpus_builder.prepare import Prepared
+from corpus_builder.prepare import Prepared, by_speed, with_sources
 from corpus_builder.process import Limits
 from corpus_builder.record import (
     Failure,
@@ -78,16 +78,26 @@ def build_unit(
     emitted: Emitted = {}
     ir: dict[str, dict[str, str]] = {}
     texts = prepared.texts()
+    unread = {failure.variant for failure in prepared.failures if failure.stage == "preprocess"}
     for toolchain in toolchains:
-        if toolchain.id not in texts:
+        own = texts.get(toolchain.id, {})
+        if toolchain.isa not in unit.commands or toolchain.id in unread or (prepared.travels and not own):
             continue
         late = out_of_patience(unit, toolchain.id, failures)
         if late:
             failures.append(late)
             continue
-        failures += _add_variants(emitted, unit, toolchain, texts[toolchain.id], wanted)
+        levels = [
+            level
+            for level in toolchain.levels(wanted.levels)
+            if not prepared.travels or toolchain.macro_class(level) in own
+        ]
+        work = _Work(unit, toolchain, levels, own, at_home=not prepared.travels)
+        failures += _add_variants(emitted, work, wanted)
         if "ll" in wanted.members and toolchain.family != "gcc":
-            ir |= _ir(unit, toolchain, texts[toolchain.id], wanted, failures)
+            ir |= _ir(work, wanted, failures)
+    if not prepared.travels:
+        prepared = _with_all_sources(prepared, unit, toolchains, emitted, wanted, failures)
     failures += _without_source(unit, emitted, prepared)
     records = [
         _record(unit, project, prepared, name, variants, ir)
@@ -120,20 +130,31 @@ def source_meta(source: Source) -> SourceMeta:
     return SourceMeta(kind=source.kind, location=source.location, sha256=source.sha256)
 
 
-def _add_variants(
-    emitted: Emitted, unit: Unit, toolchain: Toolchain, texts: Mapping[str, bytes], wanted: Wanted
-) -> list[Failure]:
+@dataclass(frozen=True)
+class _Work:
+    """One unit and one toolchain."""
+
+    unit: Unit
+    toolchain: Toolchain
+    levels: Sequence[str]
+    texts: Mapping[str, bytes]
+    """By macro class."""
+    at_home: bool
+    """Whether the unit's tree is here, and its own commands can run."""
+
+
+def _add_variants(emitted: Emitted, work: _Work, wanted: Wanted) -> list[Failure]:
     """Compile every level of a toolchain and add the functions to `emitted`."""
-    levels = [level for level in toolchain.levels(wanted.levels) if toolchain.macro_class(level) in texts]
-    options = ["-g1"] if "lines" in wanted.members else []
+    unit, toolchain = work.unit, work.toolchain
     try:
         compiled, failures = compile_unit(
             unit,
             toolchain,
-            texts,
-            levels,
+            work.levels,
+            texts=work.texts,
             limits=wanted.limits,
-            options=options,
+            at_home=work.at_home,
+            options=objects.LINE_FLAGS if "lines" in wanted.members else (),
             report="inlined" in wanted.members,
         )
     except UserFacingError:
@@ -202,16 +223,40 @@ def _extras(
     return extras
 
 
-def _ir(
-    unit: Unit, toolchain: Toolchain, texts: Mapping[str, bytes], wanted: Wanted, failures: list[Failure]
-) -> dict[str, dict[str, str]]:
+def _ir(work: _Work, wanted: Wanted, failures: list[Failure]) -> dict[str, dict[str, str]]:
     """Variant to function to LLVM IR before optimisation, of the level that stands for O1 to O3."""
-    level = "O2" if "O2" in texts else next(iter(texts))
-    text = ir_of(unit, toolchain, texts[level], level, limits=wanted.limits)
+    toolchain = work.toolchain
+    classes = list(dict.fromkeys(map(toolchain.macro_class, work.levels)))
+    level = "O2" if "O2" in classes else classes[0]
+    text = ir_of(work.unit, toolchain, level, text=work.texts.get(level), limits=wanted.limits)
     if isinstance(text, Failure):
         failures.append(text)
         return {}
     return {f"{toolchain.id}.{level.lower()}": objects.ll_functions(text)}
+
+
+def _with_all_sources(
+    prepared: Prepared,
+    unit: Unit,
+    toolchains: Sequence[Toolchain],
+    emitted: Emitted,
+    wanted: Wanted,
+    failures: list[Failure],
+) -> Prepared:
+    """Look for the source of each function in the text of a compiler that emitted it."""
+    asked = {toolchain.isa: toolchain for toolchain in reversed(by_speed(toolchains))}
+    for toolchain in toolchains:
+        if toolchain is asked[toolchain.isa]:
+            continue
+        missing = emitted.keys() - prepared.sources.keys()
+        if any(variant.startswith(f"{toolchain.id}.") for name in missing for variant in emitted[name]):
+            try:
+                prepared = with_sources(prepared, unit, toolchain, wanted.levels, limits=wanted.limits)
+            except UserFacingError:
+                raise
+            except Exception as error:
+                failures.append(internal_failure(unit, toolchain.id, error))
+    return prepared
 
 
 def _without_source(unit: Unit, emitted: Emitted, prepared: Prepared) -> list[Failure]:

@@ -60,7 +60,7 @@ def compile_levels(
     texts = texts_of(unit, toolchain, levels, limits)
     if isinstance(texts, Failure):
         return [], [texts]
-    return compile_unit(unit, toolchain, texts, levels, limits=limits)
+    return compile_unit(unit, toolchain, levels, texts=texts, limits=limits)
 
 
 def misbehaving(folder: Path, behaviour: str) -> Toolchain:

@@ -111,7 +111,7 @@ def test_c_that_does_not_compile_is_an_error_row_that_names_no_folder(
     assert "'missing'" in failure.tail
     assert str(tmp_path) not in failure.tail + failure.command
     assert "/tmp" not in failure.command
-    assert failure.command.endswith(" -S -o O2.s O2.i")
+    assert failure.command.endswith(" -S -o $TMP/unit.s O2.i")
 
 
 def test_a_missing_header_fails_preprocessing_too(unit: Unit) -> None:

@@ -24,6 +24,10 @@ def fail_at_three(number: int) -> int:
     return number
 
 
+def die(*arguments: object) -> int:
+    os._exit(1)
+
+
 def die_at_three(number: int) -> int:
     if number == 3:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -159,6 +163,13 @@ def test_a_users_mistake_while_preparing_stops_everything(ray_address: str) -> N
     with pytest.raises(SourceError, match="no 7") as caught:
         list(run_units([7], add, size=int, prepare=user_mistake, address=ray_address))
     assert caught.value.remedy == "give another"
+
+
+def test_a_lone_node_does_both_steps_at_once(ray_address: str) -> None:
+    results = dict(
+        run_units([1, 2, 3], die, size=int, prepare=die, whole=square, address=ray_address)  # type: ignore[arg-type]
+    )
+    assert results == {1: 1, 2: 4, 3: 9}
 
 
 def test_more_is_prepared_than_the_object_store_holds_and_nothing_spills(ray_address: str) -> None:

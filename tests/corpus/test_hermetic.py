@@ -57,7 +57,7 @@ def differences(work: tuple[Unit, Toolchain], folder: Path) -> tuple[int, list[s
     assert not any(os.fsencode(root) in text for text in texts.values())
     command = replace(unit.commands[toolchain.isa], root=folder / "gone")
     elsewhere = replace(unit, commands={toolchain.isa: command})
-    compiled, failures = compile_unit(elsewhere, toolchain, texts, LEVELS, limits=LIMITS)
+    compiled, failures = compile_unit(elsewhere, toolchain, LEVELS, texts=texts, limits=LIMITS)
     assert failures == []
     assert [str(item.variant) for item in compiled] == [f"{toolchain.id}.{level.lower()}" for level in LEVELS]
     different = [
@@ -90,7 +90,7 @@ def test_the_texts_of_a_project_need_neither_its_tree_nor_its_headers(tmp_path: 
         made = []
         for unit, toolchain, texts in prepared:
             assert not isinstance(texts, Failure)
-            compiled, failures = compile_unit(unit, toolchain, texts, LEVELS, limits=LIMITS)
+            compiled, failures = compile_unit(unit, toolchain, LEVELS, texts=texts, limits=LIMITS)
             assert failures == []
             made += [item.assembly for item in compiled] + [item.object for item in compiled]
         return made

@@ -1,6 +1,7 @@
 """One unit end to end: which functions become records, what they say, and what failure leaves intact."""
 
 import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -71,9 +72,16 @@ def root_of(unit: Unit) -> Path:
     return unit.commands["x86_64"].root
 
 
-def build(unit: Unit, toolchains: list[Toolchain], levels: tuple[str, ...] = ("O0", "O2")) -> UnitResult:
-    prepared = prepare_unit(unit, toolchains, levels, limits=LIMITS)
-    return build_unit(unit, prepared, PROJECT, toolchains, Wanted(levels, LIMITS, members=("inlined",)))
+def build(
+    unit: Unit,
+    toolchains: list[Toolchain],
+    levels: tuple[str, ...] = ("O0", "O2"),
+    *,
+    travels: bool = True,
+    members: tuple[str, ...] = ("inlined",),
+) -> UnitResult:
+    prepared = prepare_unit(unit, toolchains, levels, limits=LIMITS, travels=travels)
+    return build_unit(unit, prepared, PROJECT, toolchains, Wanted(levels, LIMITS, members=members))
 
 
 def by_name(result: UnitResult) -> dict[str, FunctionRecord]:
@@ -164,6 +172,35 @@ def test_a_unit_that_does_not_compile_is_rows_and_no_records(unit: Unit) -> None
     assert [(row.variant, row.stage, row.cause) for row in result.failures] == [
         (f"{toolchain.id}.{level}", "compile", "error") for toolchain in toolchains for level in ("o0", "o2")
     ]
+
+
+@pytest.mark.parametrize("cwd", [".", "src/deep"])
+def test_a_unit_gives_the_same_at_home_and_elsewhere(tmp_path: Path, cwd: str) -> None:
+    """By its own commands in its tree, and from texts alone; all members included."""
+    toolchains = installed("aarch64.gcc", "aarch64.clang", "riscv64.gcc")
+    (tmp_path / "src/deep").mkdir(parents=True)
+    (tmp_path / "src/sum.c").write_text(SOURCE + "const char *file(void) { return __FILE__; }\n")
+    (tmp_path / "src/table.h").write_text(HEADER)
+    unit = a_unit(tmp_path, "src/sum.c", ('-DNAME="a b"',), cwd=cwd)
+    levels = ("O0", "O1", "O2", "O3", "Os")
+    members = ("inlined", "ll", "object", "lines")
+    home, away = (build(unit, toolchains, levels, travels=it, members=members) for it in (False, True))
+    assert home.failures == away.failures == ()
+    assert home == away
+    assert {"sum", "total", "file"} <= by_name(home).keys()
+    for variant in ("aarch64.gcc12.o2", "aarch64.clang19.o2"):
+        files = json.loads(by_name(home)["sum"].extras[f"{variant}.lines.json"])["files"]
+        assert set(files) - {""} == {"src/sum.c", "src/table.h"}
+
+
+@pytest.mark.parametrize("condition", ["#ifdef __clang__", "#ifndef __clang__"])
+def test_a_function_that_one_compiler_sees_has_a_source(unit: Unit, condition: str) -> None:
+    (root_of(unit) / "sum.c").write_text(
+        f"{SOURCE}{condition}\nint lonely(int x) {{ return x + 4; }}\n#endif\n"
+    )
+    result = build(unit, installed("x86_64.gcc", "x86_64.clang"), travels=False)
+    assert result.failures == ()
+    assert len(by_name(result)["lonely"].assembly) == 2
 
 
 def test_a_missing_file_is_rows_as_well(unit: Unit) -> None:
