@@ -24,6 +24,7 @@ from corpus_builder.record import Failure, Unit, internal_failure
 from corpus_builder.toolchain import Toolchain
 
 _WINDOW_LOG = 24
+_HASH_LOG = 17
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,10 @@ class Prepared:
     def texts(self) -> dict[str, dict[str, bytes]]:
         """Toolchain to macro class to text."""
         data = zstandard.ZstdDecompressor(max_window_size=1 << _WINDOW_LOG).decompress(self.frame)
-        head, _, body = data.partition(b"\n")
+        start = data.index(b"\n") + 1
         found: dict[str, dict[str, bytes]] = {}
-        start = 0
-        for toolchain, macro_class, size in json.loads(head):
-            found.setdefault(toolchain, {})[macro_class] = body[start : start + size]
+        for toolchain, macro_class, size in json.loads(data[:start]):
+            found.setdefault(toolchain, {})[macro_class] = data[start : start + size]
             start += size
         return found
 
@@ -138,9 +138,10 @@ def _frame(unit: Unit, toolchains: Sequence[Toolchain], texts: Mapping[tuple[str
     isas = {toolchain.id: toolchain.isa for toolchain in toolchains}
     bodies = {place: hermetic(text, unit.commands[isas[place[0]]]) for place, text in texts.items()}
     head = json.dumps([[*place, len(body)] for place, body in bodies.items()]).encode()
-    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=_WINDOW_LOG, enable_ldm=True)
+    # A large table finds the text before again as well as a search for long matches does, in less time.
+    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=_WINDOW_LOG, hash_log=_HASH_LOG)
     compressor = zstandard.ZstdCompressor(compression_params=parameters)
-    return compressor.compress(b"\n".join((head, b"".join(bodies.values()))))
+    return compressor.compress(b"".join((head, b"\n", *bodies.values())))
 
 
 def _sources(
