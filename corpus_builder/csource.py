@@ -10,17 +10,18 @@ Cost: benchmarks/parsing.py.
 
 import hashlib
 import re
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
-from itertools import accumulate
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from corpus_builder.definitions import Definition, OwnText, definitions, own_text
+from corpus_builder.definitions import OwnText, own_definitions, own_text
 
 __all__ = ["OwnText", "SourceFunction", "functions_in", "functions_of", "own_text", "source_tokens"]
+
+_FUNCTIONS_REMEMBERED = 2048
+_FILES_REMEMBERED = 32
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,7 @@ class SourceFunction:
     comment: str
     """The comment directly above, markers included; empty without one."""
     source_sha256: str
-    """Of `tokens`."""
-    tokens: tuple[str, ...]
-    """Of the text; of the expanded definition where a macro made the function."""
+    """Of the tokens of the text; of the expanded definition where a macro made the function."""
 
 
 def functions_of(preprocessed: bytes, root: Path, cwd: str = ".") -> dict[str, SourceFunction]:
@@ -54,44 +53,73 @@ def functions_of(preprocessed: bytes, root: Path, cwd: str = ".") -> dict[str, S
 
 def functions_in(own: OwnText, root: Path) -> dict[str, SourceFunction]:
     """The same from what `own_text` gave."""
-    read = cache(lambda file: _read_lines(root / file))
-    rows = list(accumulate(map(len, own.text.split(b"\n")), lambda start, size: start + size + 1, initial=0))
     functions: dict[str, SourceFunction] = {}
-    for definition in definitions(own.text):
-        if definition.name not in functions:
-            first = bisect_right(rows, definition.start) - 1
-            last = bisect_left(rows, definition.end) - 1
-            function = _located(definition, own, own.origins[first : last + 1], read)
+    row = offset = 0
+    for name, start, body, end in own_definitions(own):
+        row += own.text.count(b"\n", offset, start)
+        offset = start
+        if name not in functions:
+            last_row = row + own.text.count(b"\n", start, end - 1)
+            place = _Place(root, *own.place(row, last_row))
+            expanded = _Expanded(name, own.text[start:end], body - start)
+            function = _located(expanded, place, _stamp(root / place.file))
             if function:
-                functions[definition.name] = function
+                functions[name] = function
     return functions
 
 
 def source_tokens(text: str) -> list[str]:
     """The C tokens of a text, without comments and white space; works on any text."""
-    return [match[0] for match in _tokens(text)]
+    return [token for token in _TOKEN.findall(text) if token]
 
 
 # From definitions to the original text.
 
 
-def _located(
-    definition: Definition,
-    own: OwnText,
-    origins: list[tuple[str, int]],
-    read: Callable[[str], list[str] | None],
-) -> SourceFunction | None:
-    """Describe a definition by its original file; nothing if that file is not there as it was compiled."""
-    name, start, body, end = definition
-    file, first = origins[0]
-    last = max(number for other, number in origins if other == file)
-    lines = read(file)
+class _Expanded(NamedTuple):
+    """A definition with macros expanded."""
+
+    name: str
+    text: bytes
+    brace: int
+    """The offset of its body's opening brace."""
+
+
+class _Place(NamedTuple):
+    """Where a definition comes from: the first line of it, and the last that its file has in it."""
+
+    root: Path
+    file: str
+    first: int
+    last: int
+
+
+_Stamp = tuple[int, int]
+"""Time and size of a file: what is remembered of it holds as long as they do."""
+
+
+def _stamp(path: Path) -> _Stamp | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
+
+
+@lru_cache(_FUNCTIONS_REMEMBERED)
+def _located(expanded: _Expanded, place: _Place, stamp: _Stamp | None) -> SourceFunction | None:
+    """Describe a definition by its original file; nothing if that file is not there as it was compiled.
+
+    What a header defines is met again in every unit that includes it.
+    """
+    name, definition, brace = expanded
+    root, file, first, last = place
+    lines = _read_lines(root / file, stamp)
     if lines is None or last > len(lines):
         return None
     first, last = _with_whole_conditionals(lines, first, last)
     first = _with_bare_macros(lines, first)
     text = "\n".join(lines[first - 1 : last])
-    expanded = own.text[start:end].decode("utf-8", "replace")
     written = _written(name, text)
     if written and first == last:
         text = text[written.start : _closing(text, written.brace)]  # others may stand on the same line
@@ -99,8 +127,8 @@ def _located(
     elif written and not written.has_directive:
         signature = text[written.start : written.brace]
     else:
-        signature = own.text[start:body].decode("utf-8", "replace")
-    tokens = tuple(source_tokens(text if written else expanded))
+        signature = definition[:brace].decode("utf-8", "replace")
+    tokens = source_tokens(text if written else definition.decode("utf-8", "replace"))
     return SourceFunction(
         name=name,
         file=file,
@@ -109,11 +137,11 @@ def _located(
         text=text,
         comment=_comment_above(lines, first),
         source_sha256=hashlib.sha256("\0".join(tokens).encode("utf-8", "surrogatepass")).hexdigest(),
-        tokens=tokens,
     )
 
 
-def _read_lines(path: Path) -> list[str] | None:
+@lru_cache(_FILES_REMEMBERED)
+def _read_lines(path: Path, stamp: _Stamp | None) -> list[str] | None:
     try:
         data = path.read_bytes()
     except OSError:
@@ -246,16 +274,17 @@ def _comment_above(lines: list[str], first: int) -> str:
 
 _COMMENT = re.compile(r"/\*.*?\*/|//(?:[^\n\\]|\\.)*", re.DOTALL)
 _TOKEN = re.compile(
-    rf"""(?P<skip>{_COMMENT.pattern}|\\\n)
-    |(?:u8|[uUL])?"(?:[^"\\\n]|\\.)*"
+    rf"""{_COMMENT.pattern}|\\\n
+    |((?:u8|[uUL])?"(?:[^"\\\n]|\\.)*"
     |[uUL]?'(?:[^'\\\n]|\\.)*'
     |[^\W\d][\w$]*
     |\.?\d(?:[eEpP][-+]|[\w.])*
     |\.\.\.|<<=|>>=|->|\+\+|--|<<|>>|&&|\|\||\#\#|[-+*/%&^|<>=!]=
-    |\S""",
+    |\S)""",
     re.DOTALL | re.VERBOSE,
 )
+"""What is no comment and no broken line end is group 1."""
 
 
 def _tokens(text: str) -> Iterator[re.Match[str]]:
-    return (match for match in _TOKEN.finditer(text) if match.lastgroup != "skip")
+    return (match for match in _TOKEN.finditer(text) if match[1])

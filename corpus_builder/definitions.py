@@ -12,14 +12,38 @@ Text from other files never reaches the parser, whose time is the cost that matt
 import hashlib
 import os
 import re
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache, partial
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from tree_sitter import Node, Parser
+
+_NAMES_REMEMBERED = 4096
+_PARTS_REMEMBERED = 32
+"""Each holds its text, some 100 KB."""
+
+
+class Run(NamedTuple):
+    """Lines of a text that stand one after the other in a file, up to the next run."""
+
+    row: int
+    """The first of them in the text, counted from 0."""
+    file: str
+    line: int
+    """The first of them in the file, counted from 1."""
+
+
+class Part(NamedTuple):
+    """A piece of a text, as byte offsets: the unit's file between two includes, or what one include gave."""
+
+    start: int
+    end: int
+    is_included: bool
 
 
 @dataclass(frozen=True)
@@ -27,12 +51,25 @@ class OwnText:
     """The preprocessed text of the project's own files, and where each line of it comes from."""
 
     text: bytes
-    origins: list[tuple[str, int]]
+    runs: list[Run]
+    """All lines, in their order."""
+    parts: list[Part]
+    """The whole text, in its order."""
 
     @property
     def sha256(self) -> str:
         """Equal for units of which the parser sees the same."""
         return hashlib.sha256(self.text).hexdigest()
+
+    def place(self, first: int, last: int) -> tuple[str, int, int]:
+        """The file that a row comes from, its line there, and the file's last line up to another row."""
+        start = bisect_right(self.runs, first, key=itemgetter(0)) - 1
+        end = bisect_right(self.runs, last, key=itemgetter(0))
+        row, file, line = self.runs[start]
+        ends = [*(run.row - 1 for run in self.runs[start + 1 : end]), last]
+        touched = zip(self.runs[start:end], ends, strict=True)
+        lines = [run.line + end - run.row for run, end in touched if run.file == file]
+        return file, line + first - row, max(lines)
 
 
 class Definition(NamedTuple):
@@ -46,7 +83,7 @@ class Definition(NamedTuple):
 
 # From preprocessed text to the project's own.
 
-_MARKER = re.compile(rb'#(?:line)? (\d+)(?: "((?:[^"\\]|\\.)*)"([ \d]*))?')
+_MARKER = re.compile(rb'(?:line)? (\d+)(?: "([^"\\]*+(?:\\.[^"\\]*+)*+)"([ \d]*))?')
 _LINE_DIRECTIVE = re.compile(rb'^\s*#\s*(?:line)?\s*(\d+)\s+"((?:[^"\\]|\\.)*)"', re.MULTILINE)
 
 
@@ -56,20 +93,45 @@ def own_text(preprocessed: bytes, root: Path, cwd: str = ".") -> OwnText:
     Files named by relative paths in the line markers are taken from `root/cwd`, where the compiler ran.
     A generator's `#line` leads to its input (`parser.y`) if that is in the tree, else to the generated file.
     """
-    own: list[bytes] = []
-    origins: list[tuple[str, int]] = []
     places = _Places(root, cwd)
-    for line in preprocessed.split(b"\n"):
-        if line.startswith(b"#"):
-            if marker := _MARKER.match(line):
-                places.follow(int(marker[1]), marker[2], (marker[3] or b"").split())
+    collected = _Collected()
+    # Each piece is a directive and the lines behind it; there are far fewer of them than lines.
+    for piece in (b"\n" + preprocessed).split(b"\n#")[1:]:
+        directive, end, lines = piece.partition(b"\n")
+        if marker := _MARKER.match(directive):
+            places.follow(int(marker[1]), marker[2], (marker[3] or b"").split())
+            if not end:
                 continue
-            line = b""  # a pragma, or a definition that -fdirectives-only left
+        else:  # a pragma, or a definition that -fdirectives-only left: an empty line
+            lines = b"\n" + lines if end else b""
         if places.file is not None:
-            own.append(line)
-            origins.append((places.file, places.number))
-        places.number += 1
-    return OwnText(b"\n".join(own), origins)
+            collected.add(lines, places.file, places.number, is_included=places.depth > 1)
+        places.number += lines.count(b"\n") + 1
+    return collected.text()
+
+
+class _Collected:
+    """Own text while it is put together."""
+
+    def __init__(self) -> None:
+        self._texts: list[bytes] = []
+        self._runs: list[Run] = []
+        self._parts: list[Part] = []
+        self._row = 0
+        self._end = 0
+
+    def add(self, lines: bytes, file: str, number: int, *, is_included: bool) -> None:
+        """Take some lines, without the end of the last, from a line of a file on."""
+        self._texts.append(lines)
+        self._runs.append(Run(self._row, file, number))
+        if not self._parts or self._parts[-1].is_included != is_included:
+            self._parts.append(Part(self._end, self._end, is_included))
+        self._row += lines.count(b"\n") + 1
+        self._end += len(lines) + 1
+        self._parts[-1] = self._parts[-1]._replace(end=self._end)
+
+    def text(self) -> OwnText:
+        return OwnText(b"\n".join(self._texts), self._runs, self._parts)
 
 
 @dataclass
@@ -93,10 +155,15 @@ class _Places:
         lexical = os.path.normpath(root.absolute())
         self._start = os.path.join(lexical, cwd)
         self._bases = tuple(f"{base}{os.sep}" for base in (lexical, os.path.realpath(root)))
-        self._inside = cache(self._find)
+        self._inside = partial(_inside, self._start, self._bases)
         self._input = cache(self._find_input)
         self._directives = cache(self._read_directives)
         self._levels: list[_Level] = []
+
+    @property
+    def depth(self) -> int:
+        """1 in the unit's own file, more in what it includes."""
+        return len(self._levels)
 
     def follow(self, number: int, name: bytes | None, flags: list[bytes]) -> None:
         """Take one line marker."""
@@ -142,12 +209,15 @@ class _Places:
             for match in _LINE_DIRECTIVE.finditer(text)
         }
 
-    def _find(self, name: bytes) -> str | None:
-        text = re.sub(rb"\\(.)", rb"\1", name).decode("utf-8", "surrogateescape")
-        if text.startswith("<"):
-            return None
-        path = os.path.normpath(os.path.join(self._start, text))
-        return next((path[len(base) :] for base in self._bases if path.startswith(base)), None)
+
+@lru_cache(_NAMES_REMEMBERED)
+def _inside(start: str, bases: tuple[str, ...], name: bytes) -> str | None:
+    """A file that a line marker names, relative to one of the bases; nothing for any other."""
+    text = re.sub(rb"\\(.)", rb"\1", name).decode("utf-8", "surrogateescape")
+    if text.startswith("<"):
+        return None
+    path = os.path.normpath(os.path.join(start, text))
+    return next((path[len(base) :] for base in bases if path.startswith(base)), None)
 
 
 # From text to definitions, by tree-sitter.
@@ -155,13 +225,57 @@ class _Places:
 
 def definitions(text: bytes) -> list[Definition]:
     """The function definitions of a text at file level, in their order."""
+    return _mended(text, _read(text))
+
+
+def own_definitions(own: OwnText) -> list[Definition]:
+    """The definitions of a unit's own text.
+
+    What an include gave is read once for all units that include it alike: with no error in any part and no
+    declaration left open, the parts give what the whole text does.
+    """
+    found: list[Definition] = []
+    for start, end, is_included in own.parts:
+        part = own.text[start:end]
+        if part.isspace():
+            continue
+        reading = _read_again(part) if is_included else _read(part)
+        if not reading.is_sound:
+            return _mended(own.text, reading if len(part) == len(own.text) else _read(own.text))
+        found += (_moved(definition, start) for definition in reading.found)
+    return found
+
+
+def _moved(definition: Definition, by: int) -> Definition:
+    name, start, body, end = definition
+    return Definition(name, start + by, body + by, end + by)
+
+
+class _Reading(NamedTuple):
+    """What tree-sitter made of a text."""
+
+    found: tuple[Definition, ...]
+    is_sound: bool
+    """Whether it read all of it."""
+
+
+def _read(text: bytes) -> _Reading:
     tree = _parser().parse(_readable(text)).root_node
-    found = [definition for node in _nodes(tree) if (definition := _definition(node)).name]
+    found = tuple(definition for node in _nodes(tree) if (definition := _definition(node)).name)
     # A block at file level is the body of an old-style function, taken for one without a head.
-    if not tree.has_error and not any(child.type == "compound_statement" for child in tree.children):
-        return found
+    is_sound = not tree.has_error and not any(child.type == "compound_statement" for child in tree.children)
+    return _Reading(found, is_sound)
+
+
+_read_again = lru_cache(_PARTS_REMEMBERED)(_read)
+
+
+def _mended(text: bytes, reading: _Reading) -> list[Definition]:
+    """The definitions of a text, by its brackets where it was not all read."""
+    if reading.is_sound:
+        return list(reading.found)
     scanned = scanned_definitions(text)
-    more = [item for item in found if not any(_overlap(item, other) for other in scanned)]
+    more = [item for item in reading.found if not any(_overlap(item, other) for other in scanned)]
     return sorted(scanned + more, key=lambda definition: definition.start)
 
 
