@@ -112,9 +112,10 @@ class Form(dict[str, Entry]):
             return None  # the line that others are read by
         if head[-1] in "\t ," and f"L{tail}".isidentifier():
             known = self[f"{head}.L0"]
-            if isinstance(known, Special) and known.template and known.template.names == (".L0",):
-                label_used = f".L{tail}"
-                return known._replace(template=known.template.with_name(label_used))
+            if isinstance(known, Special):
+                kind, text, template = known  # _replace would take longer than all else here
+                if template and template.names == (".L0",):
+                    return Special(kind, text, template.with_name(f".L{tail}"))
         return None
 
 
@@ -150,7 +151,7 @@ def _code(items: list[Item]) -> Code:
 def code_of(text: str, form: Form) -> Code:
     """The code in a text, with a `SECTION` item wherever it goes on in another section."""
     lines = without_block_comments(text).split("\n")
-    entries = [entry for entry in map(form.__getitem__, lines) if entry]
+    entries = list(filter(None, map(form.__getitem__, lines)))
     if list in set(map(type, entries)):
         entries = [item for entry in entries for item in (entry if isinstance(entry, list) else (entry,))]
     code = _code(cast(list[Item], entries))

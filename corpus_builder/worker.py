@@ -161,17 +161,20 @@ def _add_variants(emitted: Emitted, work: _Work, wanted: Wanted) -> list[Failure
         raise
     except Exception as error:
         return [internal_failure(unit, toolchain.id, error)]
+    bodies: dict[str, asm.Body] = {}
     for variant in compiled:
         try:
-            for name, function in _functions(variant, toolchain, wanted).items():
+            for name, function in _functions(variant, toolchain, wanted, bodies).items():
                 emitted.setdefault(name, {})[str(variant.variant)] = function
         except Exception as error:
             failures.append(internal_failure(unit, str(variant.variant), error))
     return failures
 
 
-def _functions(compiled: CompiledUnit, toolchain: Toolchain, wanted: Wanted) -> dict[str, _Emitted]:
-    """The functions of one variant."""
+def _functions(
+    compiled: CompiledUnit, toolchain: Toolchain, wanted: Wanted, bodies: dict[str, asm.Body]
+) -> dict[str, _Emitted]:
+    """The functions of one variant; `bodies` are those of other levels' texts, a fifth of which are equal."""
     binary = objects.ObjectFile(compiled.object)
     sizes = binary.function_sizes()
     symbols = asm.split_symbols(compiled.assembly)
@@ -181,7 +184,8 @@ def _functions(compiled: CompiledUnit, toolchain: Toolchain, wanted: Wanted) -> 
     functions = {}
     for name, function in joined.items():
         stored = asm.clean(function.text, toolchain.isa) if wanted.text == "clean" else function.text
-        body = asm.body(function.text, toolchain.isa)
+        body = bodies.get(function.text) or asm.body(function.text, toolchain.isa)
+        bodies[function.text] = body
         meta = VariantMeta(
             compiler=toolchain.version,
             flags=compiled.flags,
