@@ -99,14 +99,15 @@ def own_text(preprocessed: bytes, root: Path, cwd: str = ".") -> OwnText:
     for piece in (b"\n" + preprocessed).split(b"\n#")[1:]:
         directive, end, lines = piece.partition(b"\n")
         if marker := _MARKER.match(directive):
-            places.follow(int(marker[1]), marker[2], (marker[3] or b"").split())
+            number, name, flags = marker.groups(b"")
+            places.follow(int(number), name, flags)
             if not end:
                 continue
         else:  # a pragma, or a definition that -fdirectives-only left: an empty line
             lines = b"\n" + lines if end else b""
-        if places.file is not None:
+        if places.file is not None:  # else the next marker tells the number as well
             collected.add(lines, places.file, places.number, is_included=places.depth > 1)
-        places.number += lines.count(b"\n") + 1
+            places.number += lines.count(b"\n") + 1
     return collected.text()
 
 
@@ -165,10 +166,10 @@ class _Places:
         """1 in the unit's own file, more in what it includes."""
         return len(self._levels)
 
-    def follow(self, number: int, name: bytes | None, flags: list[bytes]) -> None:
-        """Take one line marker."""
+    def follow(self, number: int, name: bytes, flags: bytes) -> None:
+        """Take one line marker; one without a name stays in the file."""
         self.number = number
-        if name is None:
+        if not name:
             return
         self.file = self._inside(name)
         if b"1" in flags or not self._levels:

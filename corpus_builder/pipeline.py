@@ -9,54 +9,24 @@ The cost is compiling; beside it, memory of about 1 KB a unit.
 """
 
 import json
-import resource
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from corpus_builder import csource
-from corpus_builder.config import CorpusConfig, DedupConfig, Project
-from corpus_builder.dedup import signatures
+from corpus_builder.config import CorpusConfig
 from corpus_builder.errors import ShardError
 from corpus_builder.executor import Cluster, Crash, run_units
-from corpus_builder.parts import PartHeader, encode_part, read_header
+from corpus_builder.parts import PartHeader, read_header
 from corpus_builder.plan import Plan, Progress, digest, part_path, plan_build, silent
-from corpus_builder.prepare import Prepared, prepare_unit
 from corpus_builder.process import Limits
 from corpus_builder.publish import publish_corpus
 from corpus_builder.record import Failure, Unit
 from corpus_builder.shards import CorpusIndex, load_index
 from corpus_builder.storage import Location, atomic_output
-from corpus_builder.toolchain import Toolchain
-from corpus_builder.worker import Wanted, build_unit
+from corpus_builder.task import Task, make_part, make_part_here, prepare
+from corpus_builder.worker import Wanted
 
 _OVERHEAD_BYTES = 5000
-
-
-@dataclass(frozen=True)
-class _Task:
-    """What is needed to make one part; it travels without the project's files."""
-
-    unit: Unit
-    project: Project
-    toolchains: tuple[Toolchain, ...]
-    wanted: Wanted
-    dedup: DedupConfig
-    part: str
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A part as a worker sends it, and its counts."""
-
-    data: bytes
-    num_functions: int
-    num_failures: int
-    assembly_bytes: int
-    compiler_s: float
-    """CPU time of the compilers, preprocessing included."""
-    is_whole: bool
-    """Whether nothing failed."""
 
 
 def build(
@@ -124,9 +94,9 @@ def _make_parts(
     crashes: dict[str, Failure] = {}
     for task, result in run_units(
         tasks,
-        _make_part,
-        prepare=_prepare,
-        whole=_make_part_here,
+        make_part,
+        prepare=prepare,
+        whole=make_part_here,
         is_whole=lambda part: part.is_whole,
         size=lambda task: task.unit.size_bytes,
         workers=config.workers,
@@ -180,7 +150,7 @@ def _work(unit: Unit) -> int:
     return unit.size_bytes + _OVERHEAD_BYTES
 
 
-def _missing_parts(config: CorpusConfig, plan: Plan, count: _Count) -> list[_Task]:
+def _missing_parts(config: CorpusConfig, plan: Plan, count: _Count) -> list[Task]:
     wanted = wanted_of(config)
     tasks = []
     for planned in plan.units:
@@ -189,7 +159,7 @@ def _missing_parts(config: CorpusConfig, plan: Plan, count: _Count) -> list[_Tas
             count.add(functions=len(header.functions), failures=len(header.failures), reused=1)
             continue
         unit, project = planned.unit, planned.project
-        tasks.append(_Task(unit, project, plan.toolchains, wanted, config.dedup, planned.part))
+        tasks.append(Task(unit, project, plan.toolchains, wanted, config.dedup, planned.part))
     return tasks
 
 
@@ -202,48 +172,6 @@ def wanted_of(config: CorpusConfig) -> Wanted:
         text=config.shards.text,
         members=config.shards.members,
     )
-
-
-def _prepare(task: _Task) -> tuple[Prepared, float]:
-    """Runs on the driver's node; what it prepared for another, and the preprocessors' CPU time."""
-    return _read(task, travels=True)
-
-
-def _make_part_here(task: _Task) -> _Part:
-    """Runs on the driver's node, where the unit's own commands do: no text is written and read again."""
-    return _make_part(task, _read(task, travels=False))
-
-
-def _read(task: _Task, *, travels: bool) -> tuple[Prepared, float]:
-    before = _children_s()
-    prepared = prepare_unit(
-        task.unit, task.toolchains, task.wanted.levels, limits=task.wanted.limits, travels=travels
-    )
-    return prepared, _children_s() - before
-
-
-def _make_part(task: _Task, given: tuple[Prepared, float]) -> _Part:
-    """Runs on any node."""
-    prepared, preprocessor_s = given
-    before = _children_s()
-    result = build_unit(task.unit, prepared, task.project, task.toolchains, task.wanted)
-    compiler_s = preprocessor_s + _children_s() - before
-    tokens = [csource.source_tokens(record.source) for record in result.records]
-    rows = signatures(tokens, num_perm=task.dedup.num_perm, shingle=task.dedup.shingle)
-    return _Part(
-        data=encode_part(result, rows),
-        num_functions=len(result.records),
-        num_failures=len(result.failures),
-        assembly_bytes=sum(len(text) for record in result.records for text in record.assembly.values()),
-        compiler_s=compiler_s,
-        is_whole=not result.failures,
-    )
-
-
-def _children_s() -> float:
-    """CPU time of the processes that this one has started and waited for."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def _crash_failure(unit: Unit, crash: Crash) -> Failure:
