@@ -156,7 +156,7 @@ class _Places:
         lexical = os.path.normpath(root.absolute())
         self._start = os.path.join(lexical, cwd)
         self._bases = tuple(f"{base}{os.sep}" for base in (lexical, os.path.realpath(root)))
-        self._inside = partial(_inside, self._start, self._bases)
+        self._inside = cache(partial(_inside, self._start, self._bases))
         self._input = cache(self._find_input)
         self._directives = cache(self._read_directives)
         self._levels: list[_Level] = []
@@ -232,8 +232,8 @@ def definitions(text: bytes) -> list[Definition]:
 def own_definitions(own: OwnText) -> list[Definition]:
     """The definitions of a unit's own text.
 
-    What an include gave is read once for all units that include it alike: with no error in any part and no
-    declaration left open, the parts give what the whole text does.
+    What an include gave is read once for all units that include it alike: where each part ends a declaration
+    and holds no error, the parts give what the whole text does.
     """
     found: list[Definition] = []
     for start, end, is_included in own.parts:
@@ -241,7 +241,7 @@ def own_definitions(own: OwnText) -> list[Definition]:
         if part.isspace():
             continue
         reading = _read_again(part) if is_included else _read(part)
-        if not reading.is_sound:
+        if not reading.is_sound or part.rstrip()[-1:] not in (b";", b"}"):
             return _mended(own.text, reading if len(part) == len(own.text) else _read(own.text))
         found += (_moved(definition, start) for definition in reading.found)
     return found

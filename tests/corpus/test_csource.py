@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from corpus_builder import asm
 from corpus_builder.csource import SourceFunction, functions_of, own_text, source_tokens
-from corpus_builder.definitions import definitions, scanned_definitions
+from corpus_builder.definitions import OwnText, Part, definitions, own_definitions, scanned_definitions
 
 HEADER = """\
 #ifndef LIB_H
@@ -406,6 +406,43 @@ def test_any_brackets_are_scanned(tokens: list[str]) -> None:
     assert all(text[item.body : item.body + 1] == b"{" for item in found)
     assert all(item.start <= item.body < item.end <= len(text) for item in found)
     assert [item.start for item in found] == sorted(item.start for item in found)
+
+
+DECLARATIONS = [
+    *("int f(int a) { return a; }", "char *g(a, b) int a; char *b; {}", "h(a) {}", "int x;", "int f(int a);"),
+    *("static", "f(a)", "int a;", "{}", "struct s { int x; }", ";", "int t[] = {", "1,", "};", "(a)", "}"),
+    *('extern "C" {', "if (a) {}", "else a;", "do {}", "while (a);", "case 1:", "typedef"),
+]
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.sampled_from(DECLARATIONS), max_size=3), max_size=4))
+def test_parts_read_as_the_whole(pieces: list[list[str]]) -> None:
+    texts = [f"{' '.join(piece)}\n".encode() for piece in pieces]
+    ends = [sum(map(len, texts[: number + 1])) for number in range(len(texts))]
+    starts = zip([0, *ends], ends, strict=False)
+    parts = [Part(start, end, number % 2 > 0) for number, (start, end) in enumerate(starts)]
+    text = b"".join(texts)
+    assert own_definitions(OwnText(text, [], parts)) == definitions(text)
+
+
+def test_a_header_is_looked_up_again_once_it_changed(tmp_path: Path) -> None:
+    unit = '#include "include/lib.h"\nint f(void) { return 1; }\n'
+    assert found_in(tmp_path, unit)["doubled"].comment == "/* Doubles. */"
+    text = preprocess("gcc", tmp_path)
+    header = tmp_path / "include" / "lib.h"
+    header.write_text(HEADER.replace("Doubles", "Takes twice"))
+    assert functions_of(text, tmp_path)["doubled"].comment == "/* Takes twice. */"
+
+
+def test_an_include_within_a_declaration(compiler: str, tmp_path: Path) -> None:
+    (tmp_path / "table.h").write_text("1, 2,\n")
+    (tmp_path / "body.h").write_text("{\n    return table[0];\n}\n")
+    unit = (
+        'int table[] = {\n#include "table.h"\n};\nint f(void)\n#include "body.h"\nint g(void) { return 1; }\n'
+    )
+    functions = found_in(tmp_path, unit, compiler)
+    assert {name: function.lines for name, function in functions.items()} == {"f": (4, 4), "g": (6, 6)}
 
 
 def test_tokens() -> None:
