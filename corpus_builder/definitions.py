@@ -6,7 +6,8 @@ file and line each of its lines comes from, and the byte ranges of the definitio
 tree-sitter reads the text. Where it stumbles (old-style parameters, implicit int, extensions it does not
 know), a scan of brackets alone takes its place: with all macros expanded, brackets and semicolons are enough
 to tell where a definition begins and ends. On text that tree-sitter reads without an error the two agree.
-Text from other files never reaches the parser, whose time is the cost that matters.
+Text from other files never reaches the parser, whose time is the cost that matters; what units include alike
+reaches it once.
 """
 
 import hashlib
