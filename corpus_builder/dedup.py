@@ -15,11 +15,9 @@ is compared with the first `_NEIGHBOURS` and with as many that share another ban
 a pair missed so in every band that it shares is not found.
 """
 
-import hashlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -34,9 +32,7 @@ from corpus_builder.database import Database, opened
 Reason = Literal["exact", "body", "near"]
 Signature = NDArray[np.uint32]
 
-_SHA1_BYTES = 20
-_BLOCK = 1024
-"""Hashes to permute at a time: what they give stays in a core's cache."""
+_SCHEME = "affine32"
 # A missed near duplicate is a leak, a false candidate only costs one comparison.
 _RECALL = 0.99
 _CROWD = 1000
@@ -69,45 +65,19 @@ Batch = tuple[int, str, Functions]
 
 
 def signatures(token_lists: Sequence[Sequence[str]], *, num_perm: int, shingle: int) -> list[Signature]:
-    """MinHash signatures, one (num_perm,) row for each function's source tokens.
+    """MinHash signatures, one (num_perm,) row for each function's source tokens."""
+    from datasketch import MinHash
 
-    They are those of datasketch's scheme `affine32`, made here since loading that library, which brings all
-    of scipy, takes each worker as long as some dozen units.
-    """
-    return [_minima(_hashes(_shingles(tokens, shingle)), num_perm) for tokens in token_lists]
+    sets = [_shingles(tokens, shingle) for tokens in token_lists]
+    hashes = MinHash.bulk(sets, num_perm=num_perm, scheme=_SCHEME)
+    return [minhash.hashvalues.astype(np.uint32) for minhash in hashes]
 
 
-def _shingles(tokens: Sequence[str], length: int) -> set[bytes]:
+def _shingles(tokens: Sequence[str], length: int) -> list[bytes]:
     """Every run of `length` tokens; a shorter function is one shingle."""
-    encoded = [token.encode("utf-8", "backslashreplace") for token in tokens]
-    runs = zip(*(encoded[start:] for start in range(length)), strict=False)
-    return set(map(b" ".join, runs)) or {b" ".join(encoded)}
-
-
-def _hashes(shingles: Collection[bytes]) -> Signature:
-    """(N,) 32 bits of each one's SHA-1, mixed by the finalizer of MurmurHash3."""
-    digests = b"".join([hashlib.sha1(shingle, usedforsecurity=False).digest() for shingle in shingles])
-    mixed = np.frombuffer(digests, "<u4")[:: _SHA1_BYTES // 4].astype(np.uint32)
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        mixed ^= mixed >> np.uint32(shift)
-        mixed *= np.uint32(factor)
-    return mixed ^ (mixed >> np.uint32(16))
-
-
-def _minima(hashes: Signature, num_perm: int) -> Signature:
-    """(num_perm,) the smallest value that each permutation gives to one of the hashes, (N,) with N > 0."""
-    factors, terms = _permutations(num_perm)
-    blocks = (hashes[start : start + _BLOCK, np.newaxis] for start in range(0, len(hashes), _BLOCK))
-    least: Signature = np.min([(block * factors + terms).min(axis=0) for block in blocks], axis=0)
-    return least
-
-
-@cache
-def _permutations(num_perm: int) -> tuple[Signature, Signature]:
-    """Factors and terms, (num_perm,) each: an odd factor permutes the numbers of 32 bits."""
-    chance = np.random.RandomState(1)  # whose numbers no release of numpy changes
-    factors = chance.randint(0, 1 << 31, num_perm, np.uint32) * np.uint32(2) + np.uint32(1)
-    return factors, chance.randint(0, 1 << 32, num_perm, np.uint32)
+    last = max(1, len(tokens) - length + 1)
+    runs = {" ".join(tokens[start : start + length]) for start in range(last)}
+    return [run.encode("utf-8", "backslashreplace") for run in sorted(runs)]
 
 
 class Duplicates:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasketch import MinHash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rensa import RMinHash
@@ -182,15 +181,6 @@ def test_equal_signatures_are_near_at_any_threshold(threshold: float, num_perm: 
     ]
     result = find_items(items, threshold=threshold, num_perm=num_perm)
     assert result == Fates({"a": "a", "b": "a"}, {"c": "near"})
-
-
-@pytest.mark.parametrize("num_perm", [16, 128])
-def test_signatures_are_those_of_datasketch(num_perm: int) -> None:
-    chance = random.Random(num_perm)
-    functions = [[f"t{chance.randrange(10**9)}" for _ in range(size)] for size in (0, 1, 7, 200, 3000)]
-    sets = [{" ".join(run).encode() for run in shingles(tokens)} for tokens in functions]
-    expected = [item.hashvalues for item in MinHash.bulk(sets, num_perm=num_perm, scheme="affine32")]
-    assert np.array_equal(signatures(functions, num_perm=num_perm, shingle=SHINGLE), expected)
 
 
 @pytest.mark.parametrize("seed", range(3))
