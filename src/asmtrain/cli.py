@@ -22,6 +22,7 @@ _EXAMPLES = """examples:
   asmtrain eval retrieval --model runs/demo/export/embedding --corpus runs/demo/corpus --output runs/demo/eval
   asmtrain embed runs/demo/corpus --model runs/demo/export/embedding --output runs/demo/index
   asmtrain search function.s --index runs/demo/index
+  asmtrain report runs/demo/train --evaluation runs/demo/eval
   asmtrain doctor"""
 
 
@@ -49,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_train, _add_export, _add_eval, _add_embed, _add_search, _add_doctor):
+    for add in (_add_train, _add_export, _add_eval, _add_embed, _add_search, _add_report, _add_doctor):
         add(commands)
     return parser
 
@@ -167,6 +168,29 @@ def _search(options: argparse.Namespace) -> int:
         model=options.model,
         as_json=options.as_json,
     )
+    return 0
+
+
+def _add_report(commands: Any) -> None:
+    parser = commands.add_parser("report", help="write a run's curves, config and results as one HTML page")
+    parser.add_argument("run", type=Path, help="the run's folder")
+    parser.add_argument("--output", type=Path, help="the page; RUN/report.html if not given")
+    parser.add_argument(
+        "--evaluation",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        dest="evaluations",
+        help="a folder of asmtrain eval, whose results are shown; may be given several times",
+    )
+    parser.set_defaults(handler=_report)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from asmtrain import report
+
+    print(report.run(options.run, options.output, options.evaluations))
     return 0
 
 
