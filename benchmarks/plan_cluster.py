@@ -32,16 +32,11 @@ from _saved import save
 from rich.console import Console
 from rich.table import Table
 
-from corpus_builder import csource
 from corpus_builder.config import CorpusConfig, load_config
-from corpus_builder.dedup import signatures
-from corpus_builder.parts import encode_part
 from corpus_builder.pipeline import wanted_of
 from corpus_builder.plan import Plan, PlannedUnit, part_path, plan_build, silent
-from corpus_builder.prepare import prepare_unit
 from corpus_builder.publish import publish_corpus
 from corpus_builder.shards import CorpusIndex
-from corpus_builder.worker import build_unit
 
 RESULTS = Path(__file__).parent / "results" / "plan_cluster.json"
 

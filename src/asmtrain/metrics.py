@@ -32,6 +32,8 @@ class StepFigures:
     num_tokens: int
     """Tokens read by all ranks, without padding."""
     seconds: float
+    data_s: float = 0.0
+    """Of these, waiting for rank 0's batches."""
 
 
 class Metrics:
@@ -55,6 +57,7 @@ class Metrics:
         for name in ("loss", "lr", "grad_norm"):
             self._events.add_scalar(f"{figures.stage}/{name}", getattr(figures, name), global_step)
         self._events.add_scalar(f"{figures.stage}/tokens_per_s", tokens_per_s, global_step)
+        self._events.add_scalar(f"{figures.stage}/data_share", figures.data_s / figures.seconds, global_step)
         self._seconds.append(figures.seconds)
         left_s = sum(self._seconds) / len(self._seconds) * (self._run_steps - global_step)
         print(

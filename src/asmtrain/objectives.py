@@ -10,6 +10,7 @@ Shapes: B functions of a micro-batch, N of a rank, M of all ranks, T tokens, D v
 of a function are the first dimension, 2.
 """
 
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 from asmtrain import dist
+from asmtrain.attention import document_lengths
 from asmtrain.config import EmbeddingConfig
 from asmtrain.data import PairBatch, PairBatches, RowBatch, RowBatches, TokenCache, build_cache, to_device
 from asmtrain.engine import Engine
@@ -27,17 +29,23 @@ from corpus_builder.errors import EmptyCorpus
 
 
 class CausalLM:
-    """Predict each token of packed rows from those before it in its document."""
+    """Predict each token of packed rows from those before it in its document.
+
+    `data_s` is the time that this rank's last step waited for its batches.
+    """
 
     def __init__(self, stage: Stage) -> None:
         """Tokenise and pack the training split; raises as `build_cache` and `RowBatches` do."""
         self._stage = stage
+        self.data_s = 0.0
         self._batches = self._rows(_caches(stage, "train"))
 
     def backward(self, step: int) -> tuple[float, int]:
         """Leave one step's gradients in the engine; returns its loss and the tokens read, of all ranks."""
         stage = self._stage
+        started = time.perf_counter()
         batches = [to_device(batch, stage.world.device) for batch in self._batches.step(step)]
+        self.data_s = time.perf_counter() - started
         return causal_lm_backward(stage.engine, batches)
 
     def valid_loss(self) -> float | None:
@@ -67,18 +75,21 @@ class CausalLM:
 
 
 class Contrastive:
-    """Tell the two variants of a function from the other functions of the step."""
+    """Tell the two variants of a function from the other functions of the step; `data_s` as in `CausalLM`."""
 
     def __init__(self, stage: Stage, embedding: EmbeddingConfig) -> None:
         """Tokenise the training split; raises as `build_cache` and `PairBatches` do."""
         self._stage = stage
+        self.data_s = 0.0
         self._embedding = embedding
         self._batches = self._pairs(_caches(stage, "train")[0], embedding.functions_per_step)
 
     def backward(self, step: int) -> tuple[float, int]:
         """Leave one step's gradients in the engine; returns its loss and the tokens read, of all ranks."""
         stage = self._stage
+        started = time.perf_counter()
         batches = [to_device(batch, stage.world.device) for batch in self._batches.step(step)]
+        self.data_s = time.perf_counter() - started
         recompute = stage.run.model.gradient_checkpointing
         return contrastive_backward(stage.engine, batches, self._embedding.temperature, recompute=recompute)
 
@@ -155,7 +166,12 @@ def _counts(engine: Engine, batches: Sequence[RowBatch]) -> torch.Tensor:
 
 def _token_loss(engine: Engine, batch: RowBatch) -> torch.Tensor:
     # No mask and no cache: with either, position ids would not keep packed documents apart.
-    output = engine(input_ids=batch.ids_BT, position_ids=batch.position_ids_BT, use_cache=False)
+    output = engine(
+        input_ids=batch.ids_BT,
+        position_ids=batch.position_ids_BT,
+        use_cache=False,
+        document_lengths=document_lengths(batch.document_ids_BT),
+    )
     return token_loss_sum(output.logits, batch.labels_BT)
 
 

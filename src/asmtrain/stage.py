@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from asmtrain import checkpoint, dist
+from asmtrain.attention import use_within_documents
 from asmtrain.checkpoint import CheckpointState, StageResult
 from asmtrain.config import Lora, StageConfig, TrainConfig
 from asmtrain.dist import World
@@ -128,6 +129,8 @@ def start_stage(config: TrainConfig, index: int, world: World, tokenizer: Any) -
     set_trainable(model, settings.trainable, headless=settings.objective == "contrastive")
     if config.model.gradient_checkpointing:
         enable_recompute(model)
+    if head is None and world.device.type == "cpu":  # on GPUs not measured yet
+        use_within_documents(model)
     module = model if head is None else EmbeddingModel(model, head)
     engine = Engine(module, config, settings, world=world)
     stage = Stage(config, index, world, tokenizer, model, head, base, corpora, engine)

@@ -60,7 +60,8 @@ def _train(stage: Stage, first: int, warnings: list[int]) -> bool:
         grad_norm = stage.engine.step(lr)
         if metrics:
             seconds = time.perf_counter() - started
-            metrics.step(StepFigures(config.name, step + 1, loss, lr, grad_norm, num_tokens, seconds))
+            figures = (config.name, step + 1, loss, lr, grad_norm, num_tokens, seconds, objective.data_s)
+            metrics.step(StepFigures(*figures))
         warned = _any_rank(warnings, stage.world)
         if warned or ((step + 1) % every == 0 and step + 1 < config.steps):
             save_checkpoint(stage, step + 1)
