@@ -37,7 +37,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("corpus", type=Path, nargs="?", default=Path("runs/demo/corpus"))
     parser.add_argument("--context", type=int, default=4096)
-    parser.add_argument("--tokenizer", type=Path, help="a folder that holds one; default: learn 4,096 entries")
+    parser.add_argument(
+        "--tokenizer", type=Path, help="a folder that holds one; default: learn 4,096 entries"
+    )
     parser.add_argument("--max-functions", type=int, help="use this many functions; default: all")
     arguments = parser.parse_args()
     tokenizer = load_tokenizer(arguments.tokenizer) if arguments.tokenizer else learnt(arguments.corpus)

@@ -236,7 +236,7 @@ def _encode(
 
 def _documents(records: Iterator[FunctionRecord], data: DataConfig, tokenizer: Any) -> Iterator[_Entry]:
     encoder = _encoder(tokenizer)
-    assert data.task == "completion" or data.task == "retrieval"  # noqa: PLR1714  so mypy knows
+    assert data.task == "completion" or data.task == "retrieval"
     task = data.task
     texts = (document for record in records for document in documents(record, task, data.variants))
     while batch := list(itertools.islice(texts, _DOCUMENTS_AT_ONCE)):

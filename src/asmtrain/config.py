@@ -80,7 +80,9 @@ class ModelConfig(ConfigModel):
         try:
             return Path(template).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
-            raise ValueError("neither a Jinja template (it holds no `{`) nor a file that can be read") from None
+            raise ValueError(
+                "neither a Jinja template (it holds no `{`) nor a file that can be read"
+            ) from None
 
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelConfig":
@@ -123,7 +125,9 @@ class DataConfig(ConfigModel):
         if self.prompt == "chat" and self.task not in get_args(ExampleTask):
             raise ValueError(f"`prompt: chat` needs a task with an answer, which {self.task!r} has not")
         if self.answers != ("*",) and self.task not in ("transpile", "recompile"):
-            raise ValueError(f"`answers` is for transpile and recompile; choose {self.task!r}'s by `variants`")
+            raise ValueError(
+                f"`answers` is for transpile and recompile; choose {self.task!r}'s by `variants`"
+            )
         return self
 
 

@@ -1,4 +1,4 @@
-"""Examples: function records in, prompts with their answers out; and their ids, the border known to the token.
+"""Examples: function records in, prompts with their answers out; and their ids, with the border between them.
 
 This is the one place that says what a task with an answer shows and what it asks for. Training learns the
 answer and the end token behind it; a generation is asked with the very same prompt.
@@ -98,7 +98,9 @@ def _are_paired(shown: str, asked: str, task: str) -> bool:
     """Whether two variants differ in what the task changes, and in nothing else."""
     first, second = Variant.parse(shown), Variant.parse(asked)
     changed = {"transpile": "isa", "recompile": "level"}[task]
-    return all((a != b) == (name == changed) for name, a, b in zip(Variant._fields, first, second, strict=True))
+    return all(
+        (a != b) == (name == changed) for name, a, b in zip(Variant._fields, first, second, strict=True)
+    )
 
 
 def tokenizer_texts(record: FunctionRecord, tasks: Iterable[str]) -> Iterator[str]:

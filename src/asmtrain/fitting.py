@@ -72,7 +72,9 @@ def describe(figures: Mapping[str, Any]) -> str:
     lines = [f"{total:,} examples, {figures['num_answer_tokens']:,} tokens of answers"]
     if figures["num_too_long"]:
         named = figures["first_too_long"][:3]
-        first = ", ".join(f"{item['key']} {item['variant']} ({item['num_tokens']:,} tokens)" for item in named)
+        first = ", ".join(
+            f"{item['key']} {item['variant']} ({item['num_tokens']:,} tokens)" for item in named
+        )
         lines.append(
             f"  {figures['num_too_long']:,} ({figures['share_too_long']:.2%}) are longer than {context:,} "
             f"tokens: {figures['num_dropped']:,} left out, {figures['num_cut']:,} cut; first {first}"

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -48,7 +49,9 @@ class Document:
     text: str
 
 
-def documents(record: FunctionRecord, task: DocumentTask, variants: Sequence[str] = ("*",)) -> Iterator[Document]:
+def documents(
+    record: FunctionRecord, task: DocumentTask, variants: Sequence[str] = ("*",)
+) -> Iterator[Document]:
     """A record's documents, in the order of variant names; those whose text an earlier one has are left out.
 
     `completion` shows clean assembly, `retrieval` what a stripped binary shows; `variants` are globs.

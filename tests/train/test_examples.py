@@ -150,7 +150,10 @@ def test_a_tokenizer_that_merges_over_the_border_gets_the_two_apart(
     tokenizer = merging_tokenizer(tmp_path)
     for item, encoded in encode_all(record, data("c_to_asm"), tokenizer):
         assert encoded.is_apart
-        apart = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in (item.prompt, f"\n{item.answer}")]
+        apart = [
+            tokenizer(part, add_special_tokens=False)["input_ids"]
+            for part in (item.prompt, f"\n{item.answer}")
+        ]
         assert encoded.ids == [tokenizer.bos_token_id, *apart[0], *apart[1], tokenizer.eos_token_id]
         assert encoded.num_prompt == 1 + len(apart[0])
         whole = tokenizer(f"{item.prompt}\n{item.answer}")["input_ids"]
