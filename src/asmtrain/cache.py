@@ -25,6 +25,7 @@ from tokenizers import Tokenizer
 from asmtrain.config import DataConfig
 from asmtrain.packing import IntArray
 from asmtrain.tokens import Document, documents
+from asmtrain.watch import beat
 from corpus_builder.errors import EmptyCorpus
 from corpus_builder.record import FunctionRecord
 from corpus_builder.shards import atomic_output, load_index, read_shard
@@ -201,6 +202,7 @@ def _encode(
     rows: list[tuple[str, str, int]] = []
     texts = (document for record in records for document in documents(record, data.task, data.variants))
     while batch := list(itertools.islice(texts, _DOCUMENTS_AT_ONCE)):
+        beat()
         encoded = encoder.encode_batch_fast([document.text for document in batch])
         ids += [np.array(item.ids, dtype=dtype) for item in encoded]
         rows += [(document.key, document.variant, _body_number(document)) for document in batch]

@@ -13,6 +13,7 @@ of a function are the first dimension, 2.
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -47,6 +48,10 @@ class CausalLM:
         batches = [to_device(batch, stage.world.device) for batch in self._batches.step(step)]
         self.data_s = time.perf_counter() - started
         return causal_lm_backward(stage.engine, batches)
+
+    def keys(self, step: int) -> list[str]:
+        """The functions that a step reads on all ranks."""
+        return self._batches.keys(step)
 
     def valid_loss(self) -> float | None:
         """The loss over `eval_rows` rows of the validation split; None where it has no function."""
@@ -93,6 +98,10 @@ class Contrastive:
         recompute = stage.run.model.gradient_checkpointing
         return contrastive_backward(stage.engine, batches, self._embedding.temperature, recompute=recompute)
 
+    def keys(self, step: int) -> list[str]:
+        """The functions that a step reads on all ranks."""
+        return self._batches.keys(step)
+
     def valid_loss(self) -> float | None:
         """The loss over `eval_rows` functions of the validation split; None where it has too few."""
         stage = self._stage
@@ -119,7 +128,10 @@ class Contrastive:
         )
 
 
-def objective_of(stage: Stage) -> CausalLM | Contrastive:
+Objective: TypeAlias = CausalLM | Contrastive
+
+
+def objective_of(stage: Stage) -> Objective:
     """What a stage trains for, over its corpora."""
     if stage.config.objective == "contrastive":
         assert stage.config.embedding is not None
