@@ -132,6 +132,8 @@ class Engine:
                 remedy="check `engine` and `deepspeed` in the config",
             ) from error
         self.zero_stage = int(self._engine.zero_optimization_stage())
+        # transformers loads models in evaluation mode, in which they do not recompute activations.
+        self.train(True)
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """The module's forward pass."""

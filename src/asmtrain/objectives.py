@@ -24,6 +24,7 @@ from asmtrain.config import EmbeddingConfig
 from asmtrain.data import PairBatch, PairBatches, RowBatch, RowBatches, TokenCache, build_cache, to_device
 from asmtrain.engine import Engine
 from asmtrain.errors import ConfigError
+from asmtrain.isolation import check_isolation
 from asmtrain.losses import info_nce, num_predicted, token_loss_sum
 from asmtrain.stage import Stage
 from corpus_builder.errors import EmptyCorpus
@@ -40,6 +41,14 @@ class CausalLM:
         self._stage = stage
         self.data_s = 0.0
         self._batches = self._rows(_caches(stage, "train"))
+
+    def check(self, step: int) -> None:
+        """Make sure that packed documents do not see each other; raises LeakError."""
+        stage = self._stage
+        batch = to_device(self._batches.step(step)[0], stage.world.device)
+        stage.engine.train(False)
+        check_isolation(lambda rows: _logits(stage.engine, rows), batch, dtype=stage.run.model.dtype)
+        stage.engine.train(True)
 
     def backward(self, step: int) -> tuple[float, int]:
         """Leave one step's gradients in the engine; returns its loss and the tokens read, of all ranks."""
@@ -88,6 +97,9 @@ class Contrastive:
         self.data_s = 0.0
         self._embedding = embedding
         self._batches = self._pairs(_caches(stage, "train")[0], embedding.functions_per_step)
+
+    def check(self, step: int) -> None:
+        """Nothing is packed here."""
 
     def backward(self, step: int) -> tuple[float, int]:
         """Leave one step's gradients in the engine; returns its loss and the tokens read, of all ranks."""
@@ -177,6 +189,10 @@ def _counts(engine: Engine, batches: Sequence[RowBatch]) -> torch.Tensor:
 
 
 def _token_loss(engine: Engine, batch: RowBatch) -> torch.Tensor:
+    return token_loss_sum(_logits(engine, batch), batch.labels_BT)
+
+
+def _logits(engine: Engine, batch: RowBatch) -> torch.Tensor:
     # No mask and no cache: with either, position ids would not keep packed documents apart.
     output = engine(
         input_ids=batch.ids_BT,
@@ -184,7 +200,8 @@ def _token_loss(engine: Engine, batch: RowBatch) -> torch.Tensor:
         use_cache=False,
         document_lengths=document_lengths(batch.document_ids_BT),
     )
-    return token_loss_sum(output.logits, batch.labels_BT)
+    logits_BTV: torch.Tensor = output.logits
+    return logits_BTV
 
 
 def contrastive_backward(

@@ -59,6 +59,7 @@ def _train(stage: Stage, first: int, warnings: list[int]) -> bool:
     """The loop: from step `first` to the stage's result, or False when a warning ended it after a save."""
     config, every = stage.config, stage.run.checkpoint.every_steps
     objective = objective_of(stage)
+    objective.check(first)
     guard = Guard(stage.run.guard.loss_jump, dist.on_main(lambda: _losses_before(stage, first)))
     with _metrics(stage, first) as metrics:
         for step in range(first, config.steps):
