@@ -37,6 +37,7 @@ from corpus_builder.pipeline import wanted_of
 from corpus_builder.plan import Plan, PlannedUnit, part_path, plan_build, silent
 from corpus_builder.publish import publish_corpus
 from corpus_builder.shards import CorpusIndex
+from corpus_builder.task import Task, make_part, prepare
 
 RESULTS = Path(__file__).parent / "results" / "plan_cluster.json"
 

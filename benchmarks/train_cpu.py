@@ -10,6 +10,7 @@ rounds), `data_share` the largest share of a step that our loop waited for its b
 """
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -161,9 +162,8 @@ def train_theirs(folder: Path, arguments: argparse.Namespace) -> dict[str, float
     started = time.time()
     launch(["deepspeed", "--num_accelerators", str(RANKS), "--master_port", port, "--no_local_rank", *own])
     steps = json.loads((folder / "theirs.json").read_text())
-    seconds = [after["at"] - before["at"] for before, after in zip(steps, steps[1:], strict=False)][
-        WARM_UP - 1 :
-    ]
+    ends = [step["at"] for step in steps[WARM_UP - 1 :]]
+    seconds = [after - before for before, after in itertools.pairwise(ends)]
     real = np.load(folder / "rows.npz")["real"].reshape(-1, ROWS_PER_STEP).sum(axis=1)[WARM_UP:]
     return {
         "tokens_per_s": statistics.median(real / np.asarray(seconds)),

@@ -1,15 +1,17 @@
 """The objectives: a step's number in, the gradients of its loss left in the engine.
 
 Invariant: the loss, and so its gradient, is that of all micro-batches of all ranks taken together: a mean
-over tokens for `causal_lm`, over functions with every other function as a negative for `contrastive`. It does
-not depend on how the step was cut into ranks and micro-batches. Cost: one forward and backward pass a
-micro-batch. A contrastive step keeps the activations of all its micro-batches; where the model recomputes
-activations, and at ZeRO 3, it keeps those of one at the price of another forward pass.
+over tokens for `causal_lm`, over the answers' tokens for `sft`, over functions with every other function as
+a negative for `contrastive`. It does not depend on how the step was cut into ranks and micro-batches. Cost:
+one forward and backward pass a micro-batch. A contrastive step keeps the activations of all its
+micro-batches; where the model recomputes activations, and at ZeRO 3, it keeps those of one at the price of
+another forward pass.
 
 Shapes: B functions of a micro-batch, N of a rank, M of all ranks, T tokens, D vector length; the two variants
 of a function are the first dimension, 2.
 """
 
+import json
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -24,14 +26,16 @@ from asmtrain.config import EmbeddingConfig
 from asmtrain.data import PairBatch, PairBatches, RowBatch, RowBatches, TokenCache, build_cache, to_device
 from asmtrain.engine import Engine
 from asmtrain.errors import ConfigError
+from asmtrain.fitting import describe, report
 from asmtrain.isolation import check_isolation
 from asmtrain.losses import info_nce, num_predicted, token_loss_sum
 from asmtrain.stage import Stage
 from corpus_builder.errors import EmptyCorpus
+from corpus_builder.shards import atomic_output
 
 
 class CausalLM:
-    """Predict each token of packed rows from those before it in its document.
+    """Predict each token of packed rows, or of the answers in them, from those before it in its document.
 
     `data_s` is the time that this rank's last step waited for its batches.
     """
@@ -40,7 +44,8 @@ class CausalLM:
         """Tokenise and pack the training split; raises as `build_cache` and `RowBatches` do."""
         self._stage = stage
         self.data_s = 0.0
-        self._batches = self._rows(_caches(stage, "train"))
+        self._is_sft = stage.config.objective == "sft"
+        self._batches = self._rows("train")
 
     def check(self, step: int) -> None:
         """Make sure that packed documents do not see each other; raises LeakError."""
@@ -66,7 +71,7 @@ class CausalLM:
         """The loss over `eval_rows` rows of the validation split; None where it has no function."""
         stage = self._stage
         try:
-            rows = self._rows(_caches(stage, stage.run.validation_split))
+            rows = self._rows(stage.run.validation_split)
         except EmptyCorpus:
             return None
         stage.engine.train(False)
@@ -74,8 +79,11 @@ class CausalLM:
         with torch.no_grad():
             return causal_lm_loss(stage.engine, batches)
 
-    def _rows(self, caches: Sequence[TokenCache]) -> RowBatches:
+    def _rows(self, split: str) -> RowBatches:
         config = self._stage.config
+        caches = _caches(self._stage, split)
+        if self._is_sft and self._stage.world.is_main:
+            _report_examples(self._stage, split, caches)
         return RowBatches(
             caches,
             [part.weight for part in config.data],
@@ -83,6 +91,7 @@ class CausalLM:
             rows_per_step=config.rows_per_step,
             micro_rows=config.micro_rows,
             seed=self._stage.run.seed,
+            too_long=config.too_long if self._is_sft else "split",
             rank=self._stage.world.rank,
             world=self._stage.world.size,
         )
@@ -159,6 +168,19 @@ def _caches(stage: Stage, split: str) -> list[TokenCache]:
         )
         for part in stage.config.data
     ]
+
+
+def _report_examples(stage: Stage, split: str, caches: Sequence[TokenCache]) -> None:
+    """Print what each part's examples are and which are too long; keep it beside the caches."""
+    config = stage.config
+    parts = []
+    for part, cache in zip(config.data, caches, strict=True):
+        figures = report(cache, config.context, config.too_long)
+        print(f"{config.name}: {part.task} of {part.corpus}, {split}: {describe(figures)}", flush=True)
+        parts.append({"corpus": str(part.corpus), "task": part.task, **figures})
+    path = stage.run.run / "cache" / f"{config.name}-{split}-examples.json"
+    with atomic_output(path) as stream:
+        stream.write((json.dumps(parts, indent=1) + "\n").encode())
 
 
 def causal_lm_backward(engine: Engine, batches: Sequence[RowBatch]) -> tuple[float, int]:
