@@ -26,6 +26,7 @@ from asmtrain.config import DataConfig
 from asmtrain.examples import EXAMPLE_TASKS, encode, examples
 from asmtrain.packing import IntArray
 from asmtrain.tokens import documents
+from asmtrain.watch import beat
 from corpus_builder.errors import EmptyCorpus
 from corpus_builder.record import FunctionRecord
 from corpus_builder.shards import atomic_output, load_index, read_shard
@@ -219,6 +220,7 @@ def _encode(
     ids: list[npt.NDArray[Any]] = []
     rows: list[tuple[str, str, int, int, bool]] = []
     for entry in entries:
+        beat()
         ids.append(np.array(entry.ids, dtype=dtype))
         body = int.from_bytes(bytes.fromhex(entry.body_sha256[:16]), "big", signed=True)
         rows.append((entry.key, entry.variant, body, entry.num_prompt, entry.is_apart))

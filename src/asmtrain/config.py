@@ -21,6 +21,7 @@ __all__ = [
     "EngineConfig",
     "ExampleTask",
     "Full",
+    "GuardConfig",
     "Lora",
     "ModelConfig",
     "OptimizerConfig",
@@ -233,6 +234,17 @@ class CheckpointConfig(ConfigModel):
     """Newest checkpoints kept; a stage's result is always kept."""
 
 
+class GuardConfig(ConfigModel):
+    """When a run ends by itself rather than go on in vain; may change when a run goes on."""
+
+    loss_jump: Annotated[float, Field(gt=0)] | None = 3.0
+    """Stop before a step whose loss is more than this above the median of the stage's last 50 losses (at
+    least 10 of them); null for never. A loss or gradient norm that is not finite always stops the run."""
+    hang_minutes: Annotated[float, Field(gt=0)] | None = 60.0
+    """End the run when no rank has got on for so long, in steps, tokenising, evaluation or saving, and write
+    each rank's Python stacks to RUN/hangs; null for never."""
+
+
 class TrainConfig(ConfigModel):
     """One run: a model, its stages, its folder."""
 
@@ -245,6 +257,7 @@ class TrainConfig(ConfigModel):
     stages: tuple[StageConfig, ...]
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    guard: GuardConfig = GuardConfig()
     validation_split: Split = "valid"
     deepspeed: Mapping[str, Any] = {}
     """For experts: merged last into the DeepSpeed dictionary."""

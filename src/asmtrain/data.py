@@ -128,6 +128,12 @@ class RowBatches:
         first = index * self.rows_per_step
         return self._mine(self._schedule(first, first + self.rows_per_step))
 
+    def keys(self, index: int) -> list[str]:
+        """The functions that step `index` reads on all ranks, in the order of its rows."""
+        rows = self._schedule(index * self.rows_per_step, (index + 1) * self.rows_per_step)
+        pieces = ((part, piece[0]) for part, row in rows for piece in self._pieces(part, row))
+        return list(dict.fromkeys(str(self.caches[part].keys[document]) for part, document in pieces))
+
     def evaluation(self, num_rows: int) -> list[RowBatch]:
         """This rank's share of the first `num_rows` rows, or of all there are, each once.
 
@@ -234,6 +240,10 @@ class PairBatches:
         pairs = pairs[np.argsort(-lengths, kind="stable")]
         own = pairs[self.rank :: self.world]
         return [self._batch(own[at : at + self.micro_rows]) for at in range(0, len(own), self.micro_rows)]
+
+    def keys(self, index: int) -> list[str]:
+        """The functions that step `index` reads on all ranks."""
+        return [str(self.cache.keys[left]) for left, _ in self._draw(index)]
 
     def _draw(self, index: int) -> IntArray:
         """Two documents of different bodies for each function of a step: (functions_per_step, 2)."""

@@ -8,6 +8,7 @@ import json
 from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -80,18 +81,30 @@ class Metrics:
         self._events.close()
 
 
+def recent_losses(log: Path, stage: str, done_steps: int, count: int) -> list[float]:
+    """The losses of a stage's last `count` steps up to `done_steps`, oldest first."""
+    if not log.exists():
+        return []
+    lines = map(_parsed, log.read_text(encoding="utf-8").splitlines())
+    taken = [line["loss"] for line in lines if line and line["stage"] == stage and line["step"] <= done_steps]
+    return taken[-count:]
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    """The figures in a line, unless a kill cut it short."""
+    try:
+        figures: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return None
+    return figures
+
+
 def _forget_after(log: Path, done_steps: int) -> None:
     """Drop the lines of steps that will be taken again, and a line that a kill cut short."""
     if not log.exists():
         return
-    kept = []
-    for line in log.read_text(encoding="utf-8").splitlines():
-        try:
-            figures = json.loads(line)
-        except ValueError:
-            continue
-        if figures["global_step"] <= done_steps:
-            kept.append(line + "\n")
+    lines = [(line, _parsed(line)) for line in log.read_text(encoding="utf-8").splitlines()]
+    kept = [line + "\n" for line, figures in lines if figures and figures["global_step"] <= done_steps]
     with atomic_output(log) as stream:
         stream.write("".join(kept).encode())
 

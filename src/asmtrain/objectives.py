@@ -15,6 +15,7 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -26,6 +27,7 @@ from asmtrain.data import PairBatch, PairBatches, RowBatch, RowBatches, TokenCac
 from asmtrain.engine import Engine
 from asmtrain.errors import ConfigError
 from asmtrain.fitting import describe, report
+from asmtrain.isolation import check_isolation
 from asmtrain.losses import info_nce, num_predicted, token_loss_sum
 from asmtrain.stage import Stage
 from corpus_builder.errors import EmptyCorpus
@@ -45,6 +47,14 @@ class CausalLM:
         self._is_sft = stage.config.objective == "sft"
         self._batches = self._rows("train")
 
+    def check(self, step: int) -> None:
+        """Make sure that packed documents do not see each other; raises LeakError."""
+        stage = self._stage
+        batch = to_device(self._batches.step(step)[0], stage.world.device)
+        stage.engine.train(False)
+        check_isolation(lambda rows: _logits(stage.engine, rows), batch, dtype=stage.run.model.dtype)
+        stage.engine.train(True)
+
     def backward(self, step: int) -> tuple[float, int]:
         """Leave one step's gradients in the engine; returns its loss and the tokens read, of all ranks."""
         stage = self._stage
@@ -52,6 +62,10 @@ class CausalLM:
         batches = [to_device(batch, stage.world.device) for batch in self._batches.step(step)]
         self.data_s = time.perf_counter() - started
         return causal_lm_backward(stage.engine, batches)
+
+    def keys(self, step: int) -> list[str]:
+        """The functions that a step reads on all ranks."""
+        return self._batches.keys(step)
 
     def valid_loss(self) -> float | None:
         """The loss over `eval_rows` rows of the validation split; None where it has no function."""
@@ -93,6 +107,9 @@ class Contrastive:
         self._embedding = embedding
         self._batches = self._pairs(_caches(stage, "train")[0], embedding.functions_per_step)
 
+    def check(self, step: int) -> None:
+        """Nothing is packed here."""
+
     def backward(self, step: int) -> tuple[float, int]:
         """Leave one step's gradients in the engine; returns its loss and the tokens read, of all ranks."""
         stage = self._stage
@@ -101,6 +118,10 @@ class Contrastive:
         self.data_s = time.perf_counter() - started
         recompute = stage.run.model.gradient_checkpointing
         return contrastive_backward(stage.engine, batches, self._embedding.temperature, recompute=recompute)
+
+    def keys(self, step: int) -> list[str]:
+        """The functions that a step reads on all ranks."""
+        return self._batches.keys(step)
 
     def valid_loss(self) -> float | None:
         """The loss over `eval_rows` functions of the validation split; None where it has too few."""
@@ -128,7 +149,10 @@ class Contrastive:
         )
 
 
-def objective_of(stage: Stage) -> CausalLM | Contrastive:
+Objective: TypeAlias = CausalLM | Contrastive
+
+
+def objective_of(stage: Stage) -> Objective:
     """What a stage trains for, over its corpora."""
     if stage.config.objective == "contrastive":
         assert stage.config.embedding is not None
@@ -187,6 +211,10 @@ def _counts(engine: Engine, batches: Sequence[RowBatch]) -> torch.Tensor:
 
 
 def _token_loss(engine: Engine, batch: RowBatch) -> torch.Tensor:
+    return token_loss_sum(_logits(engine, batch), batch.labels_BT)
+
+
+def _logits(engine: Engine, batch: RowBatch) -> torch.Tensor:
     # No mask and no cache: with either, position ids would not keep packed documents apart.
     output = engine(
         input_ids=batch.ids_BT,
@@ -194,7 +222,8 @@ def _token_loss(engine: Engine, batch: RowBatch) -> torch.Tensor:
         use_cache=False,
         document_lengths=document_lengths(batch.document_ids_BT),
     )
-    return token_loss_sum(output.logits, batch.labels_BT)
+    logits_BTV: torch.Tensor = output.logits
+    return logits_BTV
 
 
 def contrastive_backward(
