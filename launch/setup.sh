@@ -33,6 +33,15 @@ TOOLS=(
   "git git"
   "bear bear"
   "dpkg-source dpkg-dev"
+  # A cluster for tests/cluster: Slurm, ssh and pdsh between network namespaces.
+  "slurmctld slurmctld"
+  "slurmd slurmd"
+  "sbatch slurm-client"
+  "munged munge"
+  "sshd openssh-server"
+  "ssh openssh-client"
+  "pdsh pdsh"
+  "ip iproute2"
 )
 # Headers have no command of their own.
 FILES=(
@@ -42,7 +51,7 @@ FILES=(
 )
 
 missing_packages() {
-  local entry
+  local entry PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin # daemons lie where a user's PATH may not look
   for entry in "${TOOLS[@]}"; do command -v "${entry% *}" >/dev/null || echo "${entry#* }"; done
   for entry in "${FILES[@]}"; do [ -e "${entry% *}" ] || echo "${entry#* }"; done
   find_clang >/dev/null || echo clang

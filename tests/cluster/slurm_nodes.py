@@ -5,8 +5,8 @@
     n2     10.213.0.12   slurmd, sshd
 
 Each is a set of namespaces (network, host name, processes, mounts), those of the nodes inside the head's. All
-share the file system but /run, /dev/shm, /etc/hosts and ssh's settings. As on a Debian host, a node's own name
-is 127.0.1.1 on itself.
+share the file system but /run, /dev/shm, /etc/hosts and ssh's settings. As on a Debian host, a node's own
+name is 127.0.1.1 on itself.
 
 Invariant: nothing is left. The head's first process ends when its standard input does, be it by `close` or
 because this process was killed, and with it the kernel ends every process, network and mount of the cluster;
@@ -31,15 +31,15 @@ COMMANDS = ("slurmctld", "slurmd", "srun", "munged", "sshd", "ssh-keygen", "pdsh
 ADDRESSES = {"n1": "10.213.0.11", "n2": "10.213.0.12"}
 _HEAD = "10.213.0.1"
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
-_OWN_SPACE = ["unshare", "--net", "--uts", "--pid", "--ipc", "--mount", "--fork", "--kill-child", "--mount-proc"]
+_OWN_SPACES = ["unshare", "-n", "-u", "-p", "-i", "-m", "--mount-proc", "--fork", "--kill-child"]
 
 _SLURM_CONF = """\
 ClusterName=two
 SlurmctldHost=head({head})
 SlurmUser=root
 AuthType=auth/munge
-# How long a requeued job waits: by default two minutes.
-AuthInfo=cred_expire=2
+# How long a requeued job waits, in seconds: by default 121.
+AuthInfo=cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -121,9 +121,9 @@ class SlurmCluster:
             "SLURM_CONF": str(self.folder / "slurm.conf"),
             "FOLDER": str(self.folder),
         }
-        self._nodes: dict[str, int] = {}
         self._head: subprocess.Popen[bytes] | None = None
         self._head_pid = 0
+        self._nodes: dict[str, tuple[subprocess.Popen[bytes], int]] = {}
         try:
             self._write_files()
             self._start_head()
@@ -136,7 +136,11 @@ class SlurmCluster:
             raise
 
     def run(
-        self, arguments: Sequence[str | Path], *, environment: Mapping[str, str] | None = None, timeout_s: float = 60
+        self,
+        arguments: Sequence[str | Path],
+        *,
+        environment: Mapping[str, str] | None = None,
+        timeout_s: float = 60,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command on the head, to its end, whatever its exit code."""
         return subprocess.run(
@@ -157,24 +161,24 @@ class SlurmCluster:
 
     def start(self, name: str) -> None:
         """Start a node, for the first time or after `kill`."""
-        outside = subprocess.Popen(
-            [*self._enter("--all"), *_OWN_SPACE, "bash", "-c", _NODE_SCRIPT],
-            env={**self._environment, "NODE": name, "ADDRESS": ADDRESSES[name]},
-            stdin=subprocess.DEVNULL,
-            stdout=open(self.folder / f"{name}.log", "ab"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
+        outside = self._start(
+            [*self._enter("--all"), *_OWN_SPACES, "bash", "-c", _NODE_SCRIPT],
+            name,
+            environment={"NODE": name, "ADDRESS": ADDRESSES[name]},
         )
-        self._nodes[name] = self._first_process(outside)
+        first = self._first_process(outside)
+        self._nodes[name] = outside, first
         self._ip(
             "link", "add", name, "master", "bridge", "type", "veth",
-            "peer", "name", "eth0", "netns", str(self._nodes[name]),
+            "peer", "name", "eth0", "netns", str(first),
         )  # fmt: skip
         self._ip("link", "set", name, "up")
 
     def kill(self, name: str) -> None:
         """SIGKILL to slurmd and every other process of a node; its network goes with them."""
-        os.kill(self._nodes.pop(name), signal.SIGKILL)
+        outside, first = self._nodes.pop(name)
+        os.kill(first, signal.SIGKILL)
+        outside.communicate()
 
     def wait_for_nodes(self, timeout_s: float = 60) -> None:
         """Wait until both nodes take jobs."""
@@ -192,13 +196,13 @@ class SlurmCluster:
     def close(self) -> None:
         """End everything."""
         if self._head:
-            assert self._head.stdin
-            self._head.stdin.close()
             try:
-                self._head.wait(timeout=10)
+                self._head.communicate(timeout=10)
             except subprocess.TimeoutExpired:
                 self._head.kill()  # takes the head's first process along
-                self._head.wait()
+                self._head.communicate()
+        for outside, _ in self._nodes.values():
+            outside.communicate()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def shell(self) -> None:
@@ -225,19 +229,26 @@ class SlurmCluster:
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.folder / "key"], check=True)
 
     def _start_head(self) -> None:
-        log = open(self.folder / "head.log", "ab")
-        self._head = subprocess.Popen(
-            [*_OWN_SPACE, "bash", "-c", _HEAD_SCRIPT.format(head=_HEAD)],
-            env=self._environment,
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+        command = [*_OWN_SPACES, "bash", "-c", _HEAD_SCRIPT.format(head=_HEAD)]
+        self._head = self._start(command, "head", environment={})
         self._head_pid = self._first_process(self._head)
         head = self._head
         wait_until(lambda: head.poll() is not None or (self.folder / "up").exists(), "the head", 30)
         assert head.poll() is None, "the head ended at once"
+
+    def _start(
+        self, command: Sequence[str], name: str, *, environment: Mapping[str, str]
+    ) -> "subprocess.Popen[bytes]":
+        """Start a command that reads from a pipe and writes to a log."""
+        with open(self.folder / f"{name}.log", "ab") as log:
+            return subprocess.Popen(
+                command,
+                env={**self._environment, **environment},
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
 
     def _enter(self, *spaces: str) -> list[str]:
         return ["nsenter", "--target", str(self._head_pid), *spaces]
@@ -286,7 +297,7 @@ def missing() -> str:
     absent = [name for name in COMMANDS if not shutil.which(name, path=f"{os.environ['PATH']}:{_SBIN}")]
     if absent:
         return f"needs {', '.join(absent)}"
-    probe = subprocess.run([*_OWN_SPACE, "true"], capture_output=True, text=True, check=False)
+    probe = subprocess.run([*_OWN_SPACES, "true"], capture_output=True, text=True, check=False)
     return "" if probe.returncode == 0 else f"needs namespaces: {probe.stderr.strip()}"
 
 
