@@ -48,10 +48,11 @@ def joined(meeting_timeout: timedelta = _MEETING_TIMEOUT) -> Iterator[World]:
     Raises:
         LaunchError: the environment is incomplete, this host has fewer GPUs than ranks, or a rank is absent.
     """
-    rank, size, local_rank = placement(os.environ)
-    device = _device(local_rank)
     # DeepSpeed reads these; srun and a single process do not set them.
     before = dict(os.environ)
+    os.environ.update(rendezvous.from_slurm(os.environ))
+    rank, size, local_rank = placement(os.environ)
+    device = _device(local_rank)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local_rank))
     backend = "nccl" if device.type == "cuda" else "gloo"
     store = rendezvous.meet(rank, size, timeout=meeting_timeout)
@@ -64,7 +65,7 @@ def joined(meeting_timeout: timedelta = _MEETING_TIMEOUT) -> Iterator[World]:
         yield World(rank, size, local_rank, device)
     finally:
         c10d.destroy_process_group()
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", rendezvous.INTERFACE):
+        for name in rendezvous.VARIABLES:
             if name in before:
                 os.environ[name] = before[name]
             else:
@@ -74,12 +75,12 @@ def joined(meeting_timeout: timedelta = _MEETING_TIMEOUT) -> Iterator[World]:
 def placement(environment: Mapping[str, str]) -> tuple[int, int, int]:
     """Rank, number of ranks and local rank from a launcher's variables; (0, 1, 0) without a launcher.
 
+    Those of srun are given their names by `rendezvous.from_slurm`.
+
     Raises:
         LaunchError: some of the variables are missing, or not numbers.
     """
     names, meeting = ("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("MASTER_ADDR", "MASTER_PORT")
-    if "RANK" not in environment and "MASTER_ADDR" in environment and "SLURM_PROCID" in environment:
-        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
     if not any(name in environment for name in names):
         return 0, 1, 0
     try:

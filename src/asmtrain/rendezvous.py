@@ -1,6 +1,6 @@
 """Where ranks meet: the store through which they find each other, and the network that gloo then takes.
 
-In: this rank, and MASTER_ADDR and MASTER_PORT in the environment. Out: a store that every rank has reached.
+In: a launcher's variables. Out: a store that every rank has reached.
 Gloo listens at the address that the host's own name stands for, which is 127.0.1.1 on a Debian host: ranks of
 other hosts would not reach it. So each rank tells the address that its packets carry, and takes the interface
 of that address, unless all ranks are on one host or GLOO_SOCKET_IFNAME says which. Cost: milliseconds.
@@ -9,8 +9,10 @@ of that address, unless all ranks are on one host or GLOO_SOCKET_IFNAME says whi
 import fcntl
 import ipaddress
 import os
+import re
 import socket
 import struct
+from collections.abc import Mapping
 from datetime import timedelta
 
 from torch.distributed import DistError, HashStore  # type: ignore[attr-defined]  # exported without a stub
@@ -20,9 +22,34 @@ from torch.distributed.rendezvous import rendezvous
 from asmtrain.errors import LaunchError
 
 INTERFACE = "GLOO_SOCKET_IFNAME"
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", INTERFACE)
+"""What a process has in its environment while it is a rank."""
 _SIOCGIFADDR = 0x8915
 _ANY_PORT = 9
 """Nothing is sent there: an unbound datagram socket asks the kernel for a route by connecting."""
+
+
+def from_slurm(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that launchers set, for a task of srun; empty for anything else.
+
+    A batch script and a shell under srun have Slurm's variables too, but are one process.
+    """
+    if "RANK" in environment or int(environment.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
+        return {}
+    job, step = (int(environment.get(name, "0")) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    return {
+        "RANK": environment["SLURM_PROCID"],
+        "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_RANK": environment["SLURM_LOCALID"],
+        "MASTER_ADDR": environment.get("MASTER_ADDR") or first_host(environment["SLURM_STEP_NODELIST"]),
+        # Several jobs, and steps of one job, may share a host.
+        "MASTER_PORT": environment.get("MASTER_PORT") or str(20000 + (job + 101 * step) % 20000),
+    }
+
+
+def first_host(nodes: str) -> str:
+    """The first host of a list as Slurm writes it: `n[07-09,12],m1` begins with n07."""
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", nodes).partition(",")[0]
 
 
 def meet(rank: int, size: int, *, timeout: timedelta) -> Store:

@@ -53,7 +53,8 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
 ReturnToService=2
-SlurmdTimeout=6
+# A job has to notice by itself that a node is lost: clusters give nodes minutes.
+SlurmdTimeout=120
 KillWait=2
 SchedulerParameters=sched_interval=1,sched_min_interval=100000
 {nodes}
@@ -191,7 +192,7 @@ class SlurmCluster:
     def logs(self) -> str:
         """The end of what the daemons said."""
         files = sorted(self.folder.glob("*.log"))
-        return "\n".join(f"== {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in files)
+        return "\n".join(f"== {path.name}\n{path.read_text(errors='replace')[-2000:]}" for path in files)
 
     def close(self) -> None:
         """End everything."""

@@ -17,6 +17,7 @@ from ranks import finish_ranks, start_ranks
 from tiny import make_tiny_corpus
 
 REPOSITORY = Path(__file__).parents[2]
+ASMTRAIN = REPOSITORY / ".venv" / "bin" / "asmtrain"
 STEPS = 12
 TWO_NODES = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=0"]
 Figures = list[tuple[Any, ...]]
@@ -167,10 +168,19 @@ def test_a_job_whose_node_is_killed_goes_on_when_there_is_another(
     job = Job(cluster, tmp_path, corpus)
     job.wait_for_steps(5)
     cluster.kill("n2")
-    wait_until(lambda: job.shown("Restarts") == "1", "Slurm to queue the job again", 90)
+    wait_until(lambda: "a node of this job is lost" in job.log.read_text(), "the job to notice", 120)
     cluster.start("n2")
     assert job.finish() == undisturbed
     assert job.log.read_text().count("pretrain 1/") == 1, "it did not begin anew"
+
+
+def test_the_doctor_finds_two_nodes_that_fit(cluster: SlurmCluster, corpus: Path, tmp_path: Path) -> None:
+    """Started by srun alone: the ranks find each other by Slurm's variables."""
+    doctor = [ASMTRAIN, "doctor", "--cluster", "--config", run_config(tmp_path, corpus)]
+    done = cluster.run(["srun", "--nodes=2", "--ntasks-per-node=1", *doctor], timeout_s=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2: 1 on n1, 1 on n2; gloo over eth0" in done.stdout
+    assert "A run over these ranks has what it needs." in done.stdout
 
 
 def test_the_deepspeed_launcher_over_ssh_takes_the_same_steps(
