@@ -33,7 +33,10 @@ TOOLS=(
   "git git"
   "bear bear"
   "dpkg-source dpkg-dev"
-  # A cluster for tests/cluster: Slurm, ssh and pdsh between network namespaces.
+)
+# A cluster for tests/cluster: Slurm, ssh and pdsh between network namespaces. These packages start services, sshd
+# among them, so nobody gets them unasked: CI=true launch/setup.sh installs them.
+CLUSTER_TOOLS=(
   "slurmctld slurmctld"
   "slurmd slurmd"
   "sbatch slurm-client"
@@ -43,6 +46,7 @@ TOOLS=(
   "pdsh pdsh"
   "ip iproute2"
 )
+[ -z "${CI:-}" ] || TOOLS+=("${CLUSTER_TOOLS[@]}")
 # Headers have no command of their own.
 FILES=(
   "/usr/include/stdio.h libc6-dev"

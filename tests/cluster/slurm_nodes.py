@@ -297,7 +297,7 @@ def missing() -> str:
         return "needs root"
     absent = [name for name in COMMANDS if not shutil.which(name, path=f"{os.environ['PATH']}:{_SBIN}")]
     if absent:
-        return f"needs {', '.join(absent)}"
+        return f"needs {', '.join(absent)} (CI=true launch/setup.sh installs them)"
     probe = subprocess.run([*_OWN_SPACES, "true"], capture_output=True, text=True, check=False)
     return "" if probe.returncode == 0 else f"needs namespaces: {probe.stderr.strip()}"
 

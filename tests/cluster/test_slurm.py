@@ -3,12 +3,18 @@
 Whatever happens on its way, a run has to take the steps of one that nothing happened to.
 """
 
+import contextlib
 import json
 import re
+import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from slurm_nodes import SlurmCluster, missing, slurm_cluster, wait_until
@@ -113,6 +119,32 @@ def figures(run: Path) -> Figures:
 def steps_taken(run: Path) -> int:
     log = run / "metrics.jsonl"
     return log.read_text().count("\n") if log.exists() else 0
+
+
+def test_a_cluster_ends_with_the_process_that_started_it(cluster: SlurmCluster) -> None:
+    """Killed, so that it could not close it; with the processes go networks and mounts."""
+    program = (
+        "import os, slurm_nodes as s; print(s.SlurmCluster().folder, flush=True); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    folder = Path(done.stdout.strip())
+    assert (folder / "slurm.conf").exists()
+    wait_until(lambda: not daemons_of(folder), "its daemons to end", 20)
+    shutil.rmtree(folder)
+    assert cluster.ask("sinfo", "-h", "-o", "%D") == "2", "another one beside it goes on"
+
+
+def daemons_of(folder: Path) -> list[str]:
+    """Processes that run with a cluster's settings."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("FOLDER") == str(folder):
+                found.append(process.name())
+    return found
 
 
 @pytest.fixture(scope="module")
