@@ -123,9 +123,7 @@ def steps_taken(run: Path) -> int:
 
 def test_a_cluster_ends_with_the_process_that_started_it(cluster: SlurmCluster) -> None:
     """Killed, so that it could not close it; with the processes go networks and mounts."""
-    program = (
-        "import os, slurm_nodes as s; print(s.SlurmCluster().folder, flush=True); os.kill(os.getpid(), 9)"
-    )
+    program = "from slurm_nodes import *; print(SlurmCluster().folder, flush=True); os.kill(os.getpid(), 9)"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=60
     )
