@@ -32,16 +32,12 @@ from _saved import save
 from rich.console import Console
 from rich.table import Table
 
-from corpus_builder import csource
 from corpus_builder.config import CorpusConfig, load_config
-from corpus_builder.dedup import signatures
-from corpus_builder.parts import encode_part
 from corpus_builder.pipeline import wanted_of
 from corpus_builder.plan import Plan, PlannedUnit, part_path, plan_build, silent
-from corpus_builder.prepare import prepare_unit
 from corpus_builder.publish import publish_corpus
 from corpus_builder.shards import CorpusIndex
-from corpus_builder.worker import build_unit
+from corpus_builder.task import Task, make_part, prepare
 
 RESULTS = Path(__file__).parent / "results" / "plan_cluster.json"
 
@@ -199,7 +195,7 @@ def measured_rates(config: CorpusConfig, narrowed: Plan, work: Path, source_byte
     """Make the units' parts and their corpus."""
     prepare_s = compile_s = prepared_bytes = part_bytes = 0.0
     for planned in narrowed.units:
-        costs = make_part(config, narrowed, planned, part_path(work, planned.part))
+        costs = measured_part(config, narrowed, planned, part_path(work, planned.part))
         prepare_s, compile_s = prepare_s + costs[0], compile_s + costs[1]
         prepared_bytes, part_bytes = prepared_bytes + costs[2], part_bytes + costs[3]
     few_s, few = publish(config, replace(narrowed, units=narrowed.units[:1]), work)
@@ -227,24 +223,20 @@ def publish(config: CorpusConfig, narrowed: Plan, work: Path) -> tuple[float, Co
     return cpu_s() - before, index
 
 
-def make_part(
+def measured_part(
     config: CorpusConfig, narrowed: Plan, planned: PlannedUnit, path: Path
 ) -> tuple[float, float, int, int]:
     """CPU seconds to prepare and to compile a unit; bytes prepared and of the part."""
-    wanted = wanted_of(config)
+    part = planned.part
+    task = Task(planned.unit, planned.project, narrowed.toolchains, wanted_of(config), config.dedup, part)
     before = cpu_s()
-    prepared = prepare_unit(
-        planned.unit, narrowed.toolchains, wanted.levels, limits=wanted.limits, travels=True
-    )
+    given = prepare(task)
     between = cpu_s()
-    result = build_unit(planned.unit, prepared, planned.project, narrowed.toolchains, wanted)
-    tokens = [csource.source_tokens(record.source) for record in result.records]
-    rows = signatures(tokens, num_perm=config.dedup.num_perm, shingle=config.dedup.shingle)
-    data = encode_part(result, rows)
+    data = make_part(task, given).data
     after = cpu_s()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
-    return between - before, after - between, len(pickle.dumps(prepared)), len(data)
+    return between - before, after - between, len(pickle.dumps(given)), len(data)
 
 
 def cpu_s() -> float:

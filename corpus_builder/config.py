@@ -341,7 +341,10 @@ def _describe(model: type[BaseModel], item: Any) -> str:
         return f"{dotted}: unknown key (value {item['input']!r}){hint}"
     if item["type"] == "missing":
         return f"{dotted}: required, but not given"
-    return f"{dotted}: {item['msg']} (value {item['input']!r})"
+    said = item["msg"].removeprefix("Value error, ")
+    if isinstance(item["input"], dict):  # a group whose keys do not fit each other: the message has the value
+        return f"{dotted}: {said}" if dotted else said
+    return f"{dotted}: {said} (value {item['input']!r})"
 
 
 def _nearest_key(model: type[BaseModel], loc: tuple[int | str, ...]) -> str | None:

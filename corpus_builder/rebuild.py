@@ -158,7 +158,7 @@ def _made_again(item: Drawn, plan: Plan, config: CorpusConfig) -> str | _Skipped
         return _Skipped(f"compiled by {item.compiler}, here is {toolchain.version}")
     level = next(level for level in config.levels if level.lower() == variant.level)
     wanted = replace(wanted_of(config), levels=(level,))
-    prepared = prepare_unit(unit.unit, [toolchain], [level], limits=wanted.limits, travels=True)
+    prepared = prepare_unit(unit.unit, [toolchain], [level], limits=wanted.limits, travels=False)
     result = build_unit(unit.unit, prepared, unit.project, [toolchain], wanted)
     texts = {record.key: record.assembly for record in result.records}
     return texts.get(item.key, {}).get(item.variant, "")

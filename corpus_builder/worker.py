@@ -8,7 +8,7 @@ Cost: the compilers.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from corpus_builder import asm, objects
@@ -77,24 +77,13 @@ def build_unit(
     failures = list(prepared.failures)
     emitted: Emitted = {}
     ir: dict[str, dict[str, str]] = {}
-    texts = prepared.texts()
-    unread = {failure.variant for failure in prepared.failures if failure.stage == "preprocess"}
-    for toolchain in toolchains:
-        own = texts.get(toolchain.id, {})
-        if toolchain.isa not in unit.commands or toolchain.id in unread or (prepared.travels and not own):
-            continue
-        late = out_of_patience(unit, toolchain.id, failures)
+    for work in _works(unit, prepared, toolchains, wanted):
+        late = out_of_patience(unit, work.toolchain.id, failures)
         if late:
             failures.append(late)
             continue
-        levels = [
-            level
-            for level in toolchain.levels(wanted.levels)
-            if not prepared.travels or toolchain.macro_class(level) in own
-        ]
-        work = _Work(unit, toolchain, levels, own, at_home=not prepared.travels)
         failures += _add_variants(emitted, work, wanted)
-        if "ll" in wanted.members and toolchain.family != "gcc":
+        if "ll" in wanted.members and work.toolchain.family != "gcc":
             ir |= _ir(work, wanted, failures)
     if not prepared.travels:
         prepared = _with_all_sources(prepared, unit, toolchains, emitted, wanted, failures)
@@ -141,6 +130,25 @@ class _Work:
     """By macro class."""
     at_home: bool
     """Whether the unit's tree is here, and its own commands can run."""
+
+
+def _works(
+    unit: Unit, prepared: Prepared, toolchains: Sequence[Toolchain], wanted: Wanted
+) -> Iterator[_Work]:
+    """What each toolchain that could preprocess the unit is to compile: levels with a text, if it travels."""
+    texts = prepared.texts()
+    unread = {failure.variant for failure in prepared.failures if failure.stage == "preprocess"}
+    for toolchain in toolchains:
+        if toolchain.isa not in unit.commands or toolchain.id in unread:
+            continue
+        own = texts.get(toolchain.id, {})
+        levels = [
+            level
+            for level in toolchain.levels(wanted.levels)
+            if not prepared.travels or toolchain.macro_class(level) in own
+        ]
+        if levels:
+            yield _Work(unit, toolchain, levels, own, at_home=not prepared.travels)
 
 
 def _add_variants(emitted: Emitted, work: _Work, wanted: Wanted) -> list[Failure]:

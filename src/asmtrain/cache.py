@@ -16,20 +16,22 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from asmtrain.config import DataConfig
+from asmtrain.examples import EXAMPLE_TASKS, encode, examples
 from asmtrain.packing import IntArray
-from asmtrain.tokens import Document, documents
+from asmtrain.tokens import documents
+from asmtrain.watch import beat
 from corpus_builder.errors import EmptyCorpus
 from corpus_builder.record import FunctionRecord
 from corpus_builder.shards import atomic_output, load_index, read_shard
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _DOCUMENTS_AT_ONCE = 1024
 
 
@@ -47,7 +49,9 @@ class TokenCache:
     """Documents as token ids; functions and documents are numbered over all parts.
 
     `lengths`, `functions`, `bodies` and `variants` have one entry a document; the documents of a function
-    follow each other. `bodies` is the start of the body's sha256 as int64, equal for equal bodies.
+    follow each other. `bodies` is the start of the body's sha256 as int64, equal for equal bodies. An example
+    is a document that begins with a prompt: `prompt_lengths` tokens, 0 in documents without one; `are_apart`
+    tells where prompt and answer were tokenised each by itself.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -60,11 +64,15 @@ class TokenCache:
         self._starts = [np.load(part / "starts.npy") for part in parts]
         self._first_document = np.cumsum([0, *(len(starts) - 1 for starts in self._starts)])
         self.lengths: IntArray = np.concatenate([np.diff(starts) for starts in self._starts])
-        self.bodies: IntArray = np.concatenate([np.load(part / "bodies.npy") for part in parts])
-        self.variants: npt.NDArray[np.str_] = np.concatenate(
-            [np.load(part / "variants.npy") for part in parts]
-        )
-        self.keys: npt.NDArray[np.str_] = np.concatenate([np.load(part / "keys.npy") for part in parts])
+
+        def column(name: str) -> npt.NDArray[Any]:
+            return np.concatenate([np.load(part / f"{name}.npy") for part in parts])
+
+        self.bodies: IntArray = column("bodies")
+        self.variants: npt.NDArray[np.str_] = column("variants")
+        self.keys: npt.NDArray[np.str_] = column("keys")
+        self.prompt_lengths: npt.NDArray[np.int32] = column("prompt_lengths")
+        self.are_apart: npt.NDArray[np.bool_] = column("are_apart")
         is_first = np.append(True, self.keys[1:] != self.keys[:-1])
         self.functions: IntArray = np.cumsum(is_first) - 1
         self._function_starts = np.append(np.flatnonzero(is_first), len(self.keys))
@@ -159,6 +167,7 @@ def _cache_name(data: DataConfig, split: str, tokenizer: Any) -> str:
         "tokenizer": hashlib.sha256(_encoder(tokenizer).to_str().encode()).hexdigest(),
         "pad": tokenizer.pad_token_id,
         "data": data.model_dump(mode="json", exclude={"corpus", "weight"}),
+        "template": tokenizer.chat_template if data.prompt == "chat" else None,
         "split": split,
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -191,31 +200,62 @@ def _write_part(
     os.replace(temporary, target)
 
 
+class _Entry(NamedTuple):
+    """What a cache holds of one document."""
+
+    ids: list[int]
+    key: str
+    variant: str
+    body_sha256: str
+    num_prompt: int = 0
+    is_apart: bool = False
+
+
 def _encode(
     records: Iterator[FunctionRecord], data: DataConfig, tokenizer: Any
 ) -> dict[str, npt.NDArray[Any]]:
     """The arrays of one part."""
-    encoder = _encoder(tokenizer)
+    entries = (_examples if data.task in EXAMPLE_TASKS else _documents)(records, data, tokenizer)
     dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
     ids: list[npt.NDArray[Any]] = []
-    rows: list[tuple[str, str, int]] = []
-    texts = (document for record in records for document in documents(record, data.task, data.variants))
-    while batch := list(itertools.islice(texts, _DOCUMENTS_AT_ONCE)):
-        encoded = encoder.encode_batch_fast([document.text for document in batch])
-        ids += [np.array(item.ids, dtype=dtype) for item in encoded]
-        rows += [(document.key, document.variant, _body_number(document)) for document in batch]
-    keys, variants, bodies = zip(*rows, strict=True) if rows else ((), (), ())
+    rows: list[tuple[str, str, int, int, bool]] = []
+    for entry in entries:
+        beat()
+        ids.append(np.array(entry.ids, dtype=dtype))
+        body = int.from_bytes(bytes.fromhex(entry.body_sha256[:16]), "big", signed=True)
+        rows.append((entry.key, entry.variant, body, entry.num_prompt, entry.is_apart))
+    keys, variants, bodies, prompts, apart = zip(*rows, strict=True) if rows else ((),) * 5
     return {
         "tokens": np.concatenate([np.empty(0, dtype), *ids]),
         "starts": np.cumsum([0, *map(len, ids)]),
         "keys": np.array(keys, dtype=str),
         "variants": np.array(variants, dtype=str),
         "bodies": np.array(bodies, dtype=np.int64),
+        "prompt_lengths": np.array(prompts, dtype=np.int32),
+        "are_apart": np.array(apart, dtype=bool),
     }
 
 
-def _body_number(document: Document) -> int:
-    return int.from_bytes(bytes.fromhex(document.body_sha256[:16]), "big", signed=True)
+def _documents(records: Iterator[FunctionRecord], data: DataConfig, tokenizer: Any) -> Iterator[_Entry]:
+    encoder = _encoder(tokenizer)
+    assert data.task == "completion" or data.task == "retrieval"
+    task = data.task
+    texts = (document for record in records for document in documents(record, task, data.variants))
+    while batch := list(itertools.islice(texts, _DOCUMENTS_AT_ONCE)):
+        encoded = encoder.encode_batch_fast([document.text for document in batch])
+        for item, document in zip(encoded, batch, strict=True):
+            yield _Entry(item.ids, document.key, document.variant, document.body_sha256)
+
+
+def _examples(records: Iterator[FunctionRecord], data: DataConfig, tokenizer: Any) -> Iterator[_Entry]:
+    encoder, chat = _encoder(tokenizer), data.prompt == "chat"
+    shown = (example for record in records for example in examples(record, data))
+    while batch := list(itertools.islice(shown, _DOCUMENTS_AT_ONCE)):
+        encoded = encode(batch, tokenizer, encoder, chat=chat)
+        for item, example in zip(encoded, batch, strict=True):
+            yield _Entry(
+                item.ids, example.key, example.variant, example.body_sha256, item.num_prompt, item.is_apart
+            )
 
 
 def _publish(cache: Path, parts: list[_Part], data: DataConfig, tokenizer: Any) -> None:
@@ -224,8 +264,10 @@ def _publish(cache: Path, parts: list[_Part], data: DataConfig, tokenizer: Any) 
     names = [name for name in names if len(np.load(cache / name / "bodies.npy"))]
     if not names:
         raise EmptyCorpus(
-            f"no function of corpus {data.corpus} has a variant that matches {', '.join(data.variants)}",
-            remedy="correct `variants` in the stage's data; corpus-builder stats lists a corpus's variants",
+            f"no function of corpus {data.corpus} gives a text of task {data.task} from variants that match "
+            f"{', '.join(data.variants)}",
+            remedy="correct `variants` (and `answers`) in the stage's data; corpus-builder stats lists a "
+            "corpus's variants",
         )
     with atomic_output(cache / "cache.json") as stream:
         stream.write(json.dumps({"parts": names, "pad_id": tokenizer.pad_token_id}, indent=1).encode())

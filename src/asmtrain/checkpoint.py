@@ -10,6 +10,8 @@
         rank-00000.safetensors         that rank's optimizer state and random state
         state.json
     RUN/metrics.jsonl, RUN/tb/         every step's figures
+    RUN/stopped.json                   why a loss stopped the run, with the keys of the step's functions
+    RUN/hangs/rank-00000.txt           Python stacks of each rank of a run that hung or lost a rank
     RUN/finished.json                  appears when the last stage is done
 
 Invariant: every folder under stages/ and checkpoints/ is written under a hidden name, synced and renamed, so
@@ -47,12 +49,13 @@ from asmtrain.model import (
     load_model,
     write_weights,
 )
+from asmtrain.watch import beat
 from corpus_builder.errors import OutputError
 from corpus_builder.shards import atomic_output
 
 MANIFEST = "manifest.json"
-# What may differ when a run goes on: where it lies, and how often it saves.
-_FREE_KEYS = re.compile(r"run$|checkpoint\.")
+# What may differ when a run goes on: where it lies, how often it saves, and when it ends by itself.
+_FREE_KEYS = re.compile(r"run$|checkpoint\.|guard\b")
 
 
 class StageResult(BaseModel):
@@ -182,11 +185,15 @@ def publish(draft: Path, folder: Path) -> None:
     (draft / MANIFEST).write_text(json.dumps(sums, indent=1), encoding="utf-8")
     for path in [*files, draft / MANIFEST, draft]:
         _sync(path)
+    if folder.exists():
+        # Damaged: the run fell back behind it and has come to its step again.
+        shutil.rmtree(folder)
     os.replace(draft, folder)
     _sync(folder.parent)
 
 
 def _sha256(path: Path) -> str:
+    beat()
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

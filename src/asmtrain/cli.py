@@ -1,6 +1,7 @@
 """The command `asmtrain`: arguments in, one function called, exit code out.
 
-Exit codes: 0 done; 2 a mistake that a user can mend, told in one line with its remedy; 75 a run that saved
+Exit codes: 0 done; 1 a run that hung or lost a rank, a check that found a difference; 2 a mistake that a
+user can mend, told in one line with its remedy, or a loss that a run must not go on with; 75 a run that saved
 itself at Slurm's warning and wants to be started again. Modules are imported by the handler that needs
 them, so that `--help` answers at once.
 """
@@ -23,8 +24,10 @@ _EXAMPLES = """examples:
   asmtrain eval retrieval --model runs/demo/export/embedding --corpus runs/demo/corpus --output runs/demo/eval
   asmtrain embed runs/demo/corpus --model runs/demo/export/embedding --output runs/demo/index
   asmtrain search function.s --index runs/demo/index
+  asmtrain report runs/demo/train --evaluation runs/demo/eval
   asmtrain doctor
-  srun asmtrain doctor --cluster --config configs/train/codellama-7b.yaml"""
+  srun asmtrain doctor --cluster --config configs/train/codellama-7b.yaml
+  asmtrain selfcheck resume configs/train/demo.yaml"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,7 +54,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_train, _add_export, _add_eval, _add_embed, _add_search, _add_doctor):
+    for add in (
+        *(_add_train, _add_export, _add_eval, _add_embed, _add_search),
+        *(_add_report, _add_doctor, _add_selfcheck),
+    ):
         add(commands)
     return parser
 
@@ -174,6 +180,29 @@ def _search(options: argparse.Namespace) -> int:
     return 0
 
 
+def _add_report(commands: Any) -> None:
+    parser = commands.add_parser("report", help="write a run's curves, config and results as one HTML page")
+    parser.add_argument("run", type=Path, help="the run's folder")
+    parser.add_argument("--output", type=Path, help="the page; RUN/report.html if not given")
+    parser.add_argument(
+        "--evaluation",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        dest="evaluations",
+        help="a folder of asmtrain eval, whose results are shown; may be given several times",
+    )
+    parser.set_defaults(handler=_report)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from asmtrain import report
+
+    print(report.run(options.run, options.output, options.evaluations))
+    return 0
+
+
 def _add_doctor(commands: Any) -> None:
     parser = commands.add_parser("doctor", help="say what this machine lacks, for what, and how to get it")
     parser.add_argument(
@@ -196,6 +225,38 @@ def _doctor(options: argparse.Namespace) -> int:
     from asmtrain import doctor
 
     return doctor.run()
+
+
+def _add_selfcheck(commands: Any) -> None:
+    parser = commands.add_parser("selfcheck", help="prove on your own config what a run promises")
+    checks = parser.add_subparsers(required=True, metavar="CHECK")
+    resume = checks.add_parser(
+        "resume", help="short runs, one undisturbed, one killed twice: are losses and weights bit-equal?"
+    )
+    resume.add_argument("config", type=Path, help="YAML file, such as configs/train/demo.yaml")
+    resume.add_argument(
+        "--set", action="append", default=[], metavar="A.B=C", dest="overrides", help="override one key"
+    )
+    resume.add_argument("--steps", type=_at_least_two, default=6, help="steps of each stage (default: 6)")
+    resume.add_argument(
+        "--ranks", type=int, help="ranks on this machine; its GPUs, or two on CPU, if not given"
+    )
+    resume.set_defaults(handler=_selfcheck_resume)
+
+
+def _at_least_two(text: str) -> int:
+    """A run of one step has no checkpoint to be killed in."""
+    if int(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text} steps are too few; give 2 or more")
+    return int(text)
+
+
+def _selfcheck_resume(options: argparse.Namespace) -> int:
+    from asmtrain import selfcheck
+
+    return selfcheck.run_resume(
+        options.config, options.overrides, steps=options.steps, num_ranks=options.ranks
+    )
 
 
 def entry() -> None:

@@ -7,7 +7,7 @@ derived from it by `engine.deepspeed_config`.
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -16,9 +16,12 @@ from corpus_builder.config import ConfigModel, Split, load_config
 __all__ = [
     "CheckpointConfig",
     "DataConfig",
+    "DocumentTask",
     "EmbeddingConfig",
     "EngineConfig",
+    "ExampleTask",
     "Full",
+    "GuardConfig",
     "Lora",
     "ModelConfig",
     "OptimizerConfig",
@@ -31,6 +34,10 @@ __all__ = [
 
 Positive = Annotated[int, Field(ge=1)]
 Dtype = Literal["fp32", "bf16"]
+DocumentTask = Literal["completion", "retrieval"]
+"""Tasks that show a text."""
+ExampleTask = Literal["c_to_asm", "asm_to_c", "transpile", "recompile"]
+"""Tasks that show a prompt and ask for an answer: what `sft` learns."""
 
 
 class ShapeConfig(ConfigModel):
@@ -62,6 +69,21 @@ class ModelConfig(ConfigModel):
     """Of the weights and the computation; `path` models keep it in their exports."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more compute."""
+    chat_template: str | None = None
+    """For data with `prompt: chat`: a Jinja template, or the path of a file that holds one, in place of the
+    tokenizer's own. Exports carry it."""
+
+    @field_validator("chat_template")
+    @classmethod
+    def _read_template(cls, template: str | None) -> str | None:
+        if template is None or "{" in template:
+            return template
+        try:
+            return Path(template).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            raise ValueError(
+                "neither a Jinja template (it holds no `{`) nor a file that can be read"
+            ) from None
 
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelConfig":
@@ -83,14 +105,31 @@ class DataConfig(ConfigModel):
     """One part of a stage's mixture: a corpus seen through a task's format."""
 
     corpus: Path
-    task: Literal["completion", "retrieval"]
-    """`completion` shows clean assembly; `retrieval` shows it as a stripped binary would."""
+    task: DocumentTask | ExampleTask
+    """`completion` shows clean assembly; `retrieval` shows it as a stripped binary would.
+
+    With an answer, for `sft`: `c_to_asm` shows the C source and asks for a variant; `asm_to_c` the reverse;
+    `transpile` asks for the same compiler and level of another ISA, `recompile` for another -O level."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Share of the stage's tokens, relative to the other parts."""
     max_functions: Positive | None = None
     """Use this many functions of the split, evenly spread; all without it."""
     variants: tuple[str, ...] = ("*",)
     """Globs over variant names, such as `aarch64.*.o2`."""
+    answers: tuple[str, ...] = ("*",)
+    """Globs over the variants that `transpile` and `recompile` ask for, among `variants`."""
+    prompt: Literal["plain", "chat"] = "plain"
+    """How a prompt and its answer are written: one after the other, or by the chat template."""
+
+    @model_validator(mode="after")
+    def _fits_task(self) -> "DataConfig":
+        if self.prompt == "chat" and self.task not in get_args(ExampleTask):
+            raise ValueError(f"`prompt: chat` needs a task with an answer, which {self.task!r} has not")
+        if self.answers != ("*",) and self.task not in ("transpile", "recompile"):
+            raise ValueError(
+                f"`answers` is for transpile and recompile; choose {self.task!r}'s by `variants`"
+            )
+        return self
 
 
 class Full(ConfigModel):
@@ -143,16 +182,20 @@ class StageConfig(ConfigModel):
     """One training phase: objective, data mixture, what is trainable, schedule."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
-    objective: Literal["causal_lm", "contrastive"]
+    objective: Literal["causal_lm", "sft", "contrastive"]
+    """`causal_lm` learns every token of a text, `sft` the answer to a prompt, `contrastive` vectors."""
     data: tuple[DataConfig, ...]
     trainable: Annotated[Full | Lora, Field(discriminator="kind")]
     optimizer: OptimizerConfig
     steps: Positive
     """Optimizer steps."""
     context: Positive = 1024
-    """Tokens in a packed row (`causal_lm`)."""
+    """Tokens in a packed row (`causal_lm`, `sft`)."""
+    too_long: Literal["drop", "cut"] = "drop"
+    """What becomes of an example longer than `context` (`sft`): left out, or the end of its answer cut. One
+    whose prompt alone fills a row is left out either way. Counted and named at the start."""
     rows_per_step: Positive = 16
-    """Packed rows in a step over all ranks and micro-steps (`causal_lm`)."""
+    """Packed rows in a step over all ranks and micro-steps (`causal_lm`, `sft`)."""
     micro_rows: Positive = 8
     """Rows, or function pairs of a contrastive step, in one forward pass of one rank."""
     embedding: EmbeddingConfig | None = None
@@ -166,6 +209,12 @@ class StageConfig(ConfigModel):
             raise ValueError("a contrastive stage needs an `embedding` group")
         if self.objective == "contrastive" and len(self.data) != 1:
             raise ValueError("a contrastive stage takes one corpus in `data`")
+        tasks = get_args(ExampleTask if self.objective == "sft" else DocumentTask)
+        for part in self.data:
+            if part.task not in tasks:
+                raise ValueError(
+                    f"objective {self.objective!r} takes the tasks {', '.join(tasks)}; got {part.task!r}"
+                )
         return self
 
 
@@ -185,6 +234,17 @@ class CheckpointConfig(ConfigModel):
     """Newest checkpoints kept; a stage's result is always kept."""
 
 
+class GuardConfig(ConfigModel):
+    """When a run ends by itself rather than go on in vain; may change when a run goes on."""
+
+    loss_jump: Annotated[float, Field(gt=0)] | None = 3.0
+    """Stop before a step whose loss is more than this above the median of the stage's last 50 losses (at
+    least 10 of them); null for never. A loss or gradient norm that is not finite always stops the run."""
+    hang_minutes: Annotated[float, Field(gt=0)] | None = 60.0
+    """End the run when no rank has got on for so long, in steps, tokenising, evaluation or saving, and write
+    each rank's Python stacks to RUN/hangs; null for never."""
+
+
 class TrainConfig(ConfigModel):
     """One run: a model, its stages, its folder."""
 
@@ -197,6 +257,7 @@ class TrainConfig(ConfigModel):
     stages: tuple[StageConfig, ...]
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    guard: GuardConfig = GuardConfig()
     validation_split: Split = "valid"
     deepspeed: Mapping[str, Any] = {}
     """For experts: merged last into the DeepSpeed dictionary."""
@@ -220,6 +281,9 @@ class TrainConfig(ConfigModel):
     def _new_model_has_tokenizer(self) -> "TrainConfig":
         if self.model.path is None and self.tokenizer is None:
             raise ValueError("a new model needs a `tokenizer` group")
+        is_chat = any(part.prompt == "chat" for stage in self.stages for part in stage.data)
+        if is_chat and self.model.path is None and self.model.chat_template is None:
+            raise ValueError("`prompt: chat` needs `model.chat_template`: a new tokenizer has no template")
         return self
 
 

@@ -20,6 +20,7 @@ import torch
 
 from asmtrain.cache import TokenCache, build_cache
 from asmtrain.errors import ConfigError, LaunchError
+from asmtrain.fitting import TooLong, fit
 from asmtrain.losses import IGNORE
 from asmtrain.packing import IntArray, Rows, pack
 
@@ -33,14 +34,14 @@ _EMPTY = (-1, -1)
 
 @dataclass(frozen=True)
 class RowBatch:
-    """Packed rows for `causal_lm`, all int64 of shape (B, T)."""
+    """Packed rows for `causal_lm` and `sft`, all int64 of shape (B, T)."""
 
     ids_BT: torch.Tensor
     position_ids_BT: torch.Tensor
     """Count from 0 in each document. With attention_mask=None and use_cache=False they isolate documents
     under sdpa and eager attention; transformers' flash attention heeds them in batches of one row alone."""
     labels_BT: torch.Tensor
-    """The ids; -100 at each document's first token and in padding."""
+    """The ids; -100 at each document's first token, in its prompt if it has one, and in padding."""
     document_ids_BT: torch.Tensor
     """Number of the document in its row; -1 in padding."""
 
@@ -81,21 +82,28 @@ class RowBatches:
         rows_per_step: int,
         micro_rows: int,
         seed: int,
+        too_long: TooLong = "split",
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        """Pack. Raises LaunchError when the rows of a step cannot be spread evenly over the ranks."""
+        """Pack.
+
+        Raises:
+            LaunchError: the rows of a step cannot be spread evenly over the ranks.
+            EmptyCorpus: no example fits a row.
+        """
         self.rows_per_rank = _share("rows_per_step", rows_per_step, world)
         self.caches = list(caches)
         self.context, self.rows_per_step, self.micro_rows = context, rows_per_step, micro_rows
         self.seed, self.rank, self.world = seed, rank, world
         self._weights = np.asarray(weights, dtype=np.float64) / sum(weights)
-        self._orders = [
-            _rng(seed, _PERMUTE_DOCUMENTS, part).permutation(len(cache)) for part, cache in enumerate(caches)
-        ]
-        self.packed: list[Rows] = [
-            pack(cache.lengths[order], context) for cache, order in zip(caches, self._orders, strict=True)
-        ]
+        self._orders: list[IntArray] = []
+        self.packed: list[Rows] = []
+        for part, cache in enumerate(caches):
+            used = fit(cache, context, too_long)
+            order = _rng(seed, _PERMUTE_DOCUMENTS, part).permutation(len(used.documents))
+            self._orders.append(used.documents[order])
+            self.packed.append(pack(used.lengths[order], context))
         self._epochs: dict[tuple[int, int], IntArray] = {}
 
     @property
@@ -119,6 +127,12 @@ class RowBatches:
         """This rank's micro-batches of optimizer step `index`, counted from 0."""
         first = index * self.rows_per_step
         return self._mine(self._schedule(first, first + self.rows_per_step))
+
+    def keys(self, index: int) -> list[str]:
+        """The functions that step `index` reads on all ranks, in the order of its rows."""
+        rows = self._schedule(index * self.rows_per_step, (index + 1) * self.rows_per_step)
+        pieces = ((part, piece[0]) for part, row in rows for piece in self._pieces(part, row))
+        return list(dict.fromkeys(str(self.caches[part].keys[document]) for part, document in pieces))
 
     def evaluation(self, num_rows: int) -> list[RowBatch]:
         """This rank's share of the first `num_rows` rows, or of all there are, each once.
@@ -159,10 +173,10 @@ class RowBatches:
         for line, (part, row) in enumerate(rows):
             at = 0
             for number, (document, start, length) in enumerate(self._pieces(part, row)):
-                tokens = self.caches[part].tokens(document)[start : start + length]
+                cache = self.caches[part]
                 place = slice(at, at + length)
-                ids[line, place] = labels[line, place] = tokens
-                labels[line, at] = IGNORE
+                ids[line, place] = labels[line, place] = cache.tokens(document)[start : start + length]
+                labels[line, at : at + max(1, int(cache.prompt_lengths[document]))] = IGNORE
                 positions[line, place] = np.arange(length)
                 document_ids[line, place] = number
                 at += length
@@ -226,6 +240,10 @@ class PairBatches:
         pairs = pairs[np.argsort(-lengths, kind="stable")]
         own = pairs[self.rank :: self.world]
         return [self._batch(own[at : at + self.micro_rows]) for at in range(0, len(own), self.micro_rows)]
+
+    def keys(self, index: int) -> list[str]:
+        """The functions that step `index` reads on all ranks."""
+        return [str(self.cache.keys[left]) for left, _ in self._draw(index)]
 
     def _draw(self, index: int) -> IntArray:
         """Two documents of different bodies for each function of a step: (functions_per_step, 2)."""

@@ -19,6 +19,7 @@ from torch import nn
 from asmtrain.config import OptimizerConfig, StageConfig, TrainConfig
 from asmtrain.dist import World
 from asmtrain.errors import ConfigError, LaunchError
+from asmtrain.watch import beat
 
 _NEVER = 2**31
 # They follow from rows_per_step, micro_rows and the ranks; another value would weigh the tokens wrongly.
@@ -131,9 +132,12 @@ class Engine:
                 remedy="check `engine` and `deepspeed` in the config",
             ) from error
         self.zero_stage = int(self._engine.zero_optimization_stage())
+        # transformers loads models in evaluation mode, in which they do not recompute activations.
+        self.train(True)
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """The module's forward pass."""
+        beat()
         return self._engine(*inputs, **named)
 
     def backward(self, part: torch.Tensor) -> None:
@@ -141,16 +145,22 @@ class Engine:
 
         DeepSpeed takes the mean over ranks and micro-steps; this turns it back into the sum.
         """
+        beat()
         self._engine.backward(part * (self.world.size * self.accumulation))
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()  # counts the micro-step
 
     def step(self, lr: float) -> float:
-        """After the last micro-step: clip, update at rate `lr`; returns the norm before clipping."""
+        """After the last micro-step: clip, update at rate `lr`; returns the norm before clipping.
+
+        A norm that is not finite leaves the weights as they are, which DeepSpeed sees to from stage 1 on.
+        """
         assert self._engine.is_gradient_accumulation_boundary()
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         norm = self._stage0_norm() if self.zero_stage == 0 else None
+        if norm is not None and not norm.isfinite():
+            return float(norm)
         self._engine.step()
         return float(self._engine.get_global_grad_norm() if norm is None else norm)
 
@@ -174,6 +184,7 @@ class Engine:
         parameters = dict(module.named_parameters())
         gathered = {}
         for name in names:
+            beat()
             parameter = parameters[name]
             partitioned = hasattr(parameter, "ds_id")
             with deepspeed.zero.GatheredParameters([parameter]) if partitioned else nullcontext():

@@ -8,6 +8,8 @@ UserFacingError
     +-- BinaryError          an assembly or object file that cannot be read
     +-- VectorIndexError     a vector index that is damaged or was made by another model
     +-- LaunchError          ranks, devices or launcher that do not fit the config
+    +-- UnstableError        a loss or gradient norm that a run must not go on with
+    +-- LeakError            an attention that lets packed documents see each other
 +-- ConfigError              shared with the corpus builder
 """
 
@@ -20,7 +22,9 @@ __all__ = [
     "ConfigError",
     "ExportError",
     "LaunchError",
+    "LeakError",
     "ModelError",
+    "UnstableError",
     "UserFacingError",
     "VectorIndexError",
 ]
@@ -52,3 +56,11 @@ class VectorIndexError(AsmtrainError):
 
 class LaunchError(AsmtrainError):
     """Ranks, devices or a launcher that do not fit the config."""
+
+
+class UnstableError(AsmtrainError):
+    """A loss or gradient norm that a run must not go on with."""
+
+
+class LeakError(AsmtrainError):
+    """An attention that lets packed documents see each other."""

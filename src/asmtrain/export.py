@@ -110,8 +110,10 @@ def find_sources(source: Path) -> Sources:
         )
     parents = [source, *source.resolve().parents]
     home = next((folder for folder in parents if (folder / "config.yaml").exists()), source)
-    objectives = {read_result(folder).objective: folder for folder in folders}
-    return Sources(home, objectives.get("causal_lm"), objectives.get("contrastive"))
+    objectives = [(read_result(folder).objective, folder) for folder in folders]
+    lm = [folder for objective, folder in objectives if objective in ("causal_lm", "sft")]
+    embedding = [folder for objective, folder in objectives if objective == "contrastive"]
+    return Sources(home, lm[-1] if lm else None, embedding[-1] if embedding else None)
 
 
 # The three exports.
@@ -333,6 +335,7 @@ def _portable(tokenizer: Any, max_tokens: int | None) -> Any:
         truncation_side="right",
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
+        chat_template=tokenizer.chat_template,
     )
     if max_tokens:
         plain.model_max_length = max_tokens

@@ -8,6 +8,7 @@ import json
 from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -32,6 +33,8 @@ class StepFigures:
     num_tokens: int
     """Tokens read by all ranks, without padding."""
     seconds: float
+    data_s: float = 0.0
+    """Of these, waiting for rank 0's batches."""
 
 
 class Metrics:
@@ -55,6 +58,7 @@ class Metrics:
         for name in ("loss", "lr", "grad_norm"):
             self._events.add_scalar(f"{figures.stage}/{name}", getattr(figures, name), global_step)
         self._events.add_scalar(f"{figures.stage}/tokens_per_s", tokens_per_s, global_step)
+        self._events.add_scalar(f"{figures.stage}/data_share", figures.data_s / figures.seconds, global_step)
         self._seconds.append(figures.seconds)
         left_s = sum(self._seconds) / len(self._seconds) * (self._run_steps - global_step)
         print(
@@ -77,18 +81,30 @@ class Metrics:
         self._events.close()
 
 
+def recent_losses(log: Path, stage: str, done_steps: int, count: int) -> list[float]:
+    """The losses of a stage's last `count` steps up to `done_steps`, oldest first."""
+    if not log.exists():
+        return []
+    lines = map(_parsed, log.read_text(encoding="utf-8").splitlines())
+    taken = [line["loss"] for line in lines if line and line["stage"] == stage and line["step"] <= done_steps]
+    return taken[-count:]
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    """The figures in a line, unless a kill cut it short."""
+    try:
+        figures: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return None
+    return figures
+
+
 def _forget_after(log: Path, done_steps: int) -> None:
     """Drop the lines of steps that will be taken again, and a line that a kill cut short."""
     if not log.exists():
         return
-    kept = []
-    for line in log.read_text(encoding="utf-8").splitlines():
-        try:
-            figures = json.loads(line)
-        except ValueError:
-            continue
-        if figures["global_step"] <= done_steps:
-            kept.append(line + "\n")
+    lines = [(line, _parsed(line)) for line in log.read_text(encoding="utf-8").splitlines()]
+    kept = [line + "\n" for line, figures in lines if figures and figures["global_step"] <= done_steps]
     with atomic_output(log) as stream:
         stream.write("".join(kept).encode())
 

@@ -1,50 +1,77 @@
 """The objectives: a step's number in, the gradients of its loss left in the engine.
 
 Invariant: the loss, and so its gradient, is that of all micro-batches of all ranks taken together: a mean
-over tokens for `causal_lm`, over functions with every other function as a negative for `contrastive`. It does
-not depend on how the step was cut into ranks and micro-batches. Cost: one forward and backward pass a
-micro-batch. A contrastive step keeps the activations of all its micro-batches; where the model recomputes
-activations, and at ZeRO 3, it keeps those of one at the price of another forward pass.
+over tokens for `causal_lm`, over the answers' tokens for `sft`, over functions with every other function as
+a negative for `contrastive`. It does not depend on how the step was cut into ranks and micro-batches. Cost:
+one forward and backward pass a micro-batch. A contrastive step keeps the activations of all its
+micro-batches; where the model recomputes activations, and at ZeRO 3, it keeps those of one at the price of
+another forward pass.
 
 Shapes: B functions of a micro-batch, N of a rank, M of all ranks, T tokens, D vector length; the two variants
 of a function are the first dimension, 2.
 """
 
+import json
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import TypeAlias
 
 import torch
 from torch import nn
 
 from asmtrain import dist
+from asmtrain.attention import document_lengths
 from asmtrain.config import EmbeddingConfig
 from asmtrain.data import PairBatch, PairBatches, RowBatch, RowBatches, TokenCache, build_cache, to_device
 from asmtrain.engine import Engine
 from asmtrain.errors import ConfigError
+from asmtrain.fitting import describe, report
+from asmtrain.isolation import check_isolation
 from asmtrain.losses import info_nce, num_predicted, token_loss_sum
 from asmtrain.stage import Stage
 from corpus_builder.errors import EmptyCorpus
+from corpus_builder.shards import atomic_output
 
 
 class CausalLM:
-    """Predict each token of packed rows from those before it in its document."""
+    """Predict each token of packed rows, or of the answers in them, from those before it in its document.
+
+    `data_s` is the time that this rank's last step waited for its batches.
+    """
 
     def __init__(self, stage: Stage) -> None:
         """Tokenise and pack the training split; raises as `build_cache` and `RowBatches` do."""
         self._stage = stage
-        self._batches = self._rows(_caches(stage, "train"))
+        self.data_s = 0.0
+        self._is_sft = stage.config.objective == "sft"
+        self._batches = self._rows("train")
+
+    def check(self, step: int) -> None:
+        """Make sure that packed documents do not see each other; raises LeakError."""
+        stage = self._stage
+        batch = to_device(self._batches.step(step)[0], stage.world.device)
+        stage.engine.train(False)
+        check_isolation(lambda rows: _logits(stage.engine, rows), batch, dtype=stage.run.model.dtype)
+        stage.engine.train(True)
 
     def backward(self, step: int) -> tuple[float, int]:
         """Leave one step's gradients in the engine; returns its loss and the tokens read, of all ranks."""
         stage = self._stage
+        started = time.perf_counter()
         batches = [to_device(batch, stage.world.device) for batch in self._batches.step(step)]
+        self.data_s = time.perf_counter() - started
         return causal_lm_backward(stage.engine, batches)
+
+    def keys(self, step: int) -> list[str]:
+        """The functions that a step reads on all ranks."""
+        return self._batches.keys(step)
 
     def valid_loss(self) -> float | None:
         """The loss over `eval_rows` rows of the validation split; None where it has no function."""
         stage = self._stage
         try:
-            rows = self._rows(_caches(stage, stage.run.validation_split))
+            rows = self._rows(stage.run.validation_split)
         except EmptyCorpus:
             return None
         stage.engine.train(False)
@@ -52,8 +79,11 @@ class CausalLM:
         with torch.no_grad():
             return causal_lm_loss(stage.engine, batches)
 
-    def _rows(self, caches: Sequence[TokenCache]) -> RowBatches:
+    def _rows(self, split: str) -> RowBatches:
         config = self._stage.config
+        caches = _caches(self._stage, split)
+        if self._is_sft and self._stage.world.is_main:
+            _report_examples(self._stage, split, caches)
         return RowBatches(
             caches,
             [part.weight for part in config.data],
@@ -61,26 +91,37 @@ class CausalLM:
             rows_per_step=config.rows_per_step,
             micro_rows=config.micro_rows,
             seed=self._stage.run.seed,
+            too_long=config.too_long if self._is_sft else "split",
             rank=self._stage.world.rank,
             world=self._stage.world.size,
         )
 
 
 class Contrastive:
-    """Tell the two variants of a function from the other functions of the step."""
+    """Tell the two variants of a function from the other functions of the step; `data_s` as in `CausalLM`."""
 
     def __init__(self, stage: Stage, embedding: EmbeddingConfig) -> None:
         """Tokenise the training split; raises as `build_cache` and `PairBatches` do."""
         self._stage = stage
+        self.data_s = 0.0
         self._embedding = embedding
         self._batches = self._pairs(_caches(stage, "train")[0], embedding.functions_per_step)
+
+    def check(self, step: int) -> None:
+        """Nothing is packed here."""
 
     def backward(self, step: int) -> tuple[float, int]:
         """Leave one step's gradients in the engine; returns its loss and the tokens read, of all ranks."""
         stage = self._stage
+        started = time.perf_counter()
         batches = [to_device(batch, stage.world.device) for batch in self._batches.step(step)]
+        self.data_s = time.perf_counter() - started
         recompute = stage.run.model.gradient_checkpointing
         return contrastive_backward(stage.engine, batches, self._embedding.temperature, recompute=recompute)
+
+    def keys(self, step: int) -> list[str]:
+        """The functions that a step reads on all ranks."""
+        return self._batches.keys(step)
 
     def valid_loss(self) -> float | None:
         """The loss over `eval_rows` functions of the validation split; None where it has too few."""
@@ -108,7 +149,10 @@ class Contrastive:
         )
 
 
-def objective_of(stage: Stage) -> CausalLM | Contrastive:
+Objective: TypeAlias = CausalLM | Contrastive
+
+
+def objective_of(stage: Stage) -> Objective:
     """What a stage trains for, over its corpora."""
     if stage.config.objective == "contrastive":
         assert stage.config.embedding is not None
@@ -124,6 +168,19 @@ def _caches(stage: Stage, split: str) -> list[TokenCache]:
         )
         for part in stage.config.data
     ]
+
+
+def _report_examples(stage: Stage, split: str, caches: Sequence[TokenCache]) -> None:
+    """Print what each part's examples are and which are too long; keep it beside the caches."""
+    config = stage.config
+    parts = []
+    for part, cache in zip(config.data, caches, strict=True):
+        figures = report(cache, config.context, config.too_long)
+        print(f"{config.name}: {part.task} of {part.corpus}, {split}: {describe(figures)}", flush=True)
+        parts.append({"corpus": str(part.corpus), "task": part.task, **figures})
+    path = stage.run.run / "cache" / f"{config.name}-{split}-examples.json"
+    with atomic_output(path) as stream:
+        stream.write((json.dumps(parts, indent=1) + "\n").encode())
 
 
 def causal_lm_backward(engine: Engine, batches: Sequence[RowBatch]) -> tuple[float, int]:
@@ -154,9 +211,19 @@ def _counts(engine: Engine, batches: Sequence[RowBatch]) -> torch.Tensor:
 
 
 def _token_loss(engine: Engine, batch: RowBatch) -> torch.Tensor:
+    return token_loss_sum(_logits(engine, batch), batch.labels_BT)
+
+
+def _logits(engine: Engine, batch: RowBatch) -> torch.Tensor:
     # No mask and no cache: with either, position ids would not keep packed documents apart.
-    output = engine(input_ids=batch.ids_BT, position_ids=batch.position_ids_BT, use_cache=False)
-    return token_loss_sum(output.logits, batch.labels_BT)
+    output = engine(
+        input_ids=batch.ids_BT,
+        position_ids=batch.position_ids_BT,
+        use_cache=False,
+        document_lengths=document_lengths(batch.document_ids_BT),
+    )
+    logits_BTV: torch.Tensor = output.logits
+    return logits_BTV
 
 
 def contrastive_backward(

@@ -13,12 +13,14 @@ from typing import Any
 import torch
 
 from asmtrain import checkpoint, dist
+from asmtrain.attention import use_within_documents
 from asmtrain.checkpoint import CheckpointState, StageResult
 from asmtrain.config import Lora, StageConfig, TrainConfig
 from asmtrain.dist import World
 from asmtrain.embedding import EmbeddingHead
 from asmtrain.engine import Engine, accumulation
 from asmtrain.errors import CheckpointError, ModelError
+from asmtrain.examples import check_chat_template, tokenizer_texts
 from asmtrain.model import (
     DTYPES,
     EmbeddingModel,
@@ -36,7 +38,7 @@ from asmtrain.model import (
     set_trainable,
     write_weights,
 )
-from asmtrain.tokens import documents, load_tokenizer, train_tokenizer
+from asmtrain.tokens import load_tokenizer, train_tokenizer
 from corpus_builder.shards import load_index, read_split, shard_paths
 
 
@@ -72,13 +74,23 @@ def prepare_run(config: TrainConfig, world_size: int) -> None:
     checkpoint.claim(config.run, config)
     if not (config.run / "tokenizer").exists():
         with checkpoint.atomic_folder(config.run / "tokenizer") as folder:
-            _make_tokenizer(config).save_pretrained(folder)
+            _run_tokenizer(config).save_pretrained(folder)
     if config.model.path is None:
         if not (config.run / "base").exists():
             with checkpoint.atomic_folder(config.run / "base") as folder:
                 _write_new_model(config, folder)
     elif not checkpoint.stage_folders(config.run):
         check_model(config.model.path)
+
+
+def _run_tokenizer(config: TrainConfig) -> Any:
+    """The tokenizer with the config's chat template, which is tried out where the run uses one."""
+    tokenizer = _make_tokenizer(config)
+    if config.model.chat_template is not None:
+        tokenizer.chat_template = config.model.chat_template
+    if any(part.prompt == "chat" for stage in config.stages for part in stage.data):
+        check_chat_template(tokenizer)
+    return tokenizer
 
 
 def _make_tokenizer(config: TrainConfig) -> Any:
@@ -91,13 +103,12 @@ def _make_tokenizer(config: TrainConfig) -> Any:
     total = sum(s.num_functions for s in load_index(settings.corpus).shards if s.split == "train")
     every = max(1, total // settings.max_functions)
     print(f"learning a tokenizer from {-(-total // every):,} functions of {settings.corpus}", flush=True)
-    tasks = sorted({part.task for stage in config.stages for part in stage.data})
+    tasks = {part.task for stage in config.stages for part in stage.data}
     texts = (
-        document.text
+        text
         for number, record in enumerate(read_split(settings.corpus, "train"))
         if number % every == 0
-        for task in tasks
-        for document in documents(record, task)
+        for text in tokenizer_texts(record, tasks)
     )
     return train_tokenizer(texts, vocab_size=config.model.shape.vocab_size)
 
@@ -128,6 +139,8 @@ def start_stage(config: TrainConfig, index: int, world: World, tokenizer: Any) -
     set_trainable(model, settings.trainable, headless=settings.objective == "contrastive")
     if config.model.gradient_checkpointing:
         enable_recompute(model)
+    if head is None and world.device.type == "cpu":  # on GPUs not measured yet
+        use_within_documents(model)
     module = model if head is None else EmbeddingModel(model, head)
     engine = Engine(module, config, settings, world=world)
     stage = Stage(config, index, world, tokenizer, model, head, base, corpora, engine)

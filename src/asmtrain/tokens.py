@@ -17,16 +17,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from asmtrain.config import DocumentTask
 from asmtrain.errors import ModelError
 from corpus_builder.asm import clean, view
 from corpus_builder.record import FunctionRecord, Variant
-
-Task = Literal["completion", "retrieval"]
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 
@@ -51,7 +49,9 @@ class Document:
     text: str
 
 
-def documents(record: FunctionRecord, task: Task, variants: Sequence[str] = ("*",)) -> Iterator[Document]:
+def documents(
+    record: FunctionRecord, task: DocumentTask, variants: Sequence[str] = ("*",)
+) -> Iterator[Document]:
     """A record's documents, in the order of variant names; those whose text an earlier one has are left out.
 
     `completion` shows clean assembly, `retrieval` what a stripped binary shows; `variants` are globs.
@@ -114,6 +114,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
         eos_token=tokenizer.eos_token,
         unk_token=tokenizer.unk_token,
         pad_token=tokenizer.pad_token or tokenizer.unk_token or tokenizer.eos_token,
+        chat_template=tokenizer.chat_template,
     )
 
 

@@ -2,8 +2,9 @@
 
 In: a config. Out: its run folder (see `checkpoint`). Invariants: a step's batch and learning rate are
 functions of its number, and a checkpoint holds every other state, so a run that was killed anywhere and
-started again takes the same steps (bit for bit on CPU) as one that never was. Cost: that of the objectives;
-a save gathers the trained weights on rank 0.
+started again takes the same steps (bit for bit on CPU) as one that never was. No step is taken on a loss that
+is not finite or far above the recent ones (`guard`); no rank waits long for one that died or hangs (`watch`).
+Cost: that of the objectives; a save gathers the trained weights on rank 0.
 """
 
 import json
@@ -18,11 +19,13 @@ import torch
 from asmtrain import checkpoint, dist
 from asmtrain.config import TrainConfig
 from asmtrain.dist import World
-from asmtrain.metrics import Metrics, StepFigures
-from asmtrain.objectives import objective_of
+from asmtrain.guard import RECENT, Guard, norm_problem, unstable
+from asmtrain.metrics import Metrics, StepFigures, recent_losses
+from asmtrain.objectives import Objective, objective_of
 from asmtrain.schedule import lr_at
 from asmtrain.stage import Stage, prepare_run, save_checkpoint, save_result, start_stage
 from asmtrain.tokens import load_tokenizer
+from asmtrain.watch import watched
 from corpus_builder.shards import atomic_output
 
 REQUEUE = 75
@@ -35,7 +38,11 @@ def run(config: TrainConfig) -> int:
     Raises:
         UserFacingError: config, corpus, model, checkpoint, ranks or disk do not serve.
     """
-    with dist.joined() as world, _noted_warnings() as warnings:
+    with (
+        dist.joined() as world,
+        watched(config.run, world, config.guard.hang_minutes),
+        _noted_warnings() as warnings,
+    ):
         dist.on_main(lambda: prepare_run(config, world.size))
         tokenizer = load_tokenizer(config.run / "tokenizer")
         for index in range(len(checkpoint.stage_folders(config.run)), len(config.stages)):
@@ -52,27 +59,59 @@ def _train(stage: Stage, first: int, warnings: list[int]) -> bool:
     """The loop: from step `first` to the stage's result, or False when a warning ended it after a save."""
     config, every = stage.config, stage.run.checkpoint.every_steps
     objective = objective_of(stage)
-    metrics = Metrics(stage.run, stage.index, first) if stage.world.is_main else None
-    for step in range(first, config.steps):
-        started = time.perf_counter()
-        lr = lr_at(step, config.optimizer, config.steps)
-        loss, num_tokens = objective.backward(step)
-        grad_norm = stage.engine.step(lr)
-        if metrics:
-            seconds = time.perf_counter() - started
-            metrics.step(StepFigures(config.name, step + 1, loss, lr, grad_norm, num_tokens, seconds))
-        warned = _any_rank(warnings, stage.world)
-        if warned or ((step + 1) % every == 0 and step + 1 < config.steps):
-            save_checkpoint(stage, step + 1)
-        if warned:
+    objective.check(first)
+    guard = Guard(stage.run.guard.loss_jump, dist.on_main(lambda: _losses_before(stage, first)))
+    with _metrics(stage, first) as metrics:
+        for step in range(first, config.steps):
+            started = time.perf_counter()
+            lr = lr_at(step, config.optimizer, config.steps)
+            loss, num_tokens = objective.backward(step)
+            _stop_at(guard.problem(loss), stage, objective, step)
+            grad_norm = stage.engine.step(lr)
+            _stop_at(norm_problem(grad_norm), stage, objective, step)
             if metrics:
-                metrics.close()
-            return False
-    valid_loss = objective.valid_loss() if config.eval_rows else None
-    save_result(stage, valid_loss)
-    if metrics:
-        metrics.end_stage(valid_loss)
+                seconds = time.perf_counter() - started
+                figures = (config.name, step + 1, loss, lr, grad_norm, num_tokens, seconds, objective.data_s)
+                metrics.step(StepFigures(*figures))
+            warned = _any_rank(warnings, stage.world)
+            if warned or ((step + 1) % every == 0 and step + 1 < config.steps):
+                save_checkpoint(stage, step + 1)
+            if warned:
+                return False
+        valid_loss = objective.valid_loss() if config.eval_rows else None
+        save_result(stage, valid_loss)
+        if metrics:
+            metrics.end_stage(valid_loss)
     return True
+
+
+@contextmanager
+def _metrics(stage: Stage, first: int) -> Iterator[Metrics | None]:
+    """Where the figures go, on rank 0; closed however the stage ends."""
+    metrics = Metrics(stage.run, stage.index, first) if stage.world.is_main else None
+    try:
+        yield metrics
+    finally:
+        if metrics:
+            metrics.close()
+
+
+def _losses_before(stage: Stage, first: int) -> list[float]:
+    return recent_losses(stage.run.run / "metrics.jsonl", stage.config.name, first, RECENT)
+
+
+def _stop_at(problem: str | None, stage: Stage, objective: Objective, step: int) -> None:
+    """End the run on all ranks if a step has a problem, before its weights are in any checkpoint."""
+    if problem:
+        dist.on_main(lambda: _stop(problem, stage, objective.keys(step), step))
+
+
+def _stop(problem: str, stage: Stage, keys: list[str], step: int) -> None:
+    name, details = stage.config.name, stage.run.run / "stopped.json"
+    told = {"stage": name, "step": step + 1, "problem": problem, "functions": keys}
+    with atomic_output(details) as stream:
+        stream.write(json.dumps(told, indent=1).encode())
+    raise unstable(f"stage {name!r}, step {step + 1}", problem, keys, details=str(details))
 
 
 def _finish(run: Path) -> None:

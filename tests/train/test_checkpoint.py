@@ -133,6 +133,15 @@ def test_the_newest_whole_checkpoint_is_used(tmp_path: Path) -> None:
     ]
 
 
+def test_a_damaged_checkpoint_is_written_again(tmp_path: Path) -> None:
+    """A run that fell back behind it comes to its step once more."""
+    older, newer = (saved(tmp_path, step) for step in (1, 2))
+    (newer / "rank-00000.safetensors").unlink()
+    assert checkpoint.latest(tmp_path)[0] == older
+    saved(tmp_path, 2)
+    assert checkpoint.latest(tmp_path) == (newer, [])
+
+
 def test_a_checkpoint_without_its_manifest_is_damaged(tmp_path: Path) -> None:
     (saved(tmp_path, 1) / "manifest.json").write_text("{half")
     folder, problems = checkpoint.latest(tmp_path)

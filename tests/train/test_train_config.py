@@ -17,7 +17,7 @@ from asmtrain.errors import ConfigError, LaunchError
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = sorted((REPOSITORY / "configs" / "train").glob("*.yaml"))
 GOLDEN = REPOSITORY / "tests" / "golden" / "deepspeed"
-RANKS = {"demo": 2, "codellama-7b": 8}
+RANKS = {"demo": 2, "sft-demo": 2, "codellama-7b": 8}
 
 
 def golden(path: Path) -> dict[str, Any]:
@@ -93,11 +93,32 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_key() -> None:
             ("stages.embed.trainable.kind=lora", "stages.embed.trainable.rank=2"),
             "goes on with the adapter of 'lora'",
         ),
+        (("stages.pretrain.objective=sft",), "objective 'sft' takes the tasks c_to_asm, .* got 'retrieval'"),
+        (("stages.lora.data.0.task=c_to_asm",), "objective 'causal_lm' takes .* got 'c_to_asm'"),
+        (("stages.lora.data.0.prompt=chat",), "a task with an answer, which 'completion' has not"),
+        (("stages.lora.data.0.answers=[x]",), "for transpile and recompile"),
+        (("model.chat_template=missing.jinja",), "nor a file that can be read"),
+        (
+            ("stages.lora.objective=sft", "stages.lora.data.0={corpus: c, task: asm_to_c, prompt: chat}"),
+            r"needs `model\.chat_template`",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_each_other_are_refused(overrides: tuple[str, ...], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         demo(*overrides)
+
+
+def test_a_misspelt_key_of_sft_gets_its_neighbour() -> None:
+    with pytest.raises(ConfigError, match=r"unknown key \(value 'cut'\); did you mean 'too_long'\?"):
+        demo("stages.lora.to_long=cut")
+
+
+def test_a_chat_template_may_be_a_file(tmp_path: Path) -> None:
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    (tmp_path / "chat.jinja").write_text(template)
+    assert demo(f"model.chat_template={tmp_path / 'chat.jinja'}").model.chat_template == template
+    assert demo(f"model.chat_template='{template}'").model.chat_template == template
 
 
 def test_codellama_has_the_shape_of_the_published_model() -> None:
