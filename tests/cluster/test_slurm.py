@@ -111,9 +111,9 @@ def run_config(folder: Path, corpus: Path) -> Path:
 
 
 def figures(run: Path) -> Figures:
-    """What every step gave, in full precision, without its duration."""
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [tuple(value for key, value in json.loads(line).items() if key != "seconds") for line in lines]
+    """What every step gave, in full precision, without its durations."""
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [tuple(value for key, value in step.items() if "seconds" not in key) for step in steps]
 
 
 def steps_taken(run: Path) -> int:
