@@ -113,7 +113,7 @@ def run_config(folder: Path, corpus: Path) -> Path:
 def figures(run: Path) -> Figures:
     """What every step gave, in full precision, without its durations."""
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [tuple(value for key, value in step.items() if "seconds" not in key) for step in steps]
+    return [tuple(step[key] for key in step if key not in ("seconds", "data_s")) for step in steps]
 
 
 def steps_taken(run: Path) -> int:
