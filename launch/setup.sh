@@ -34,6 +34,19 @@ TOOLS=(
   "bear bear"
   "dpkg-source dpkg-dev"
 )
+# A cluster for tests/cluster: Slurm, ssh and pdsh between network namespaces. These packages start services, sshd
+# among them, so nobody gets them unasked: CI=true launch/setup.sh installs them.
+CLUSTER_TOOLS=(
+  "slurmctld slurmctld"
+  "slurmd slurmd"
+  "sbatch slurm-client"
+  "munged munge"
+  "sshd openssh-server"
+  "ssh openssh-client"
+  "pdsh pdsh"
+  "ip iproute2"
+)
+[ -z "${CI:-}" ] || TOOLS+=("${CLUSTER_TOOLS[@]}")
 # Headers have no command of their own.
 FILES=(
   "/usr/include/stdio.h libc6-dev"
@@ -42,7 +55,7 @@ FILES=(
 )
 
 missing_packages() {
-  local entry
+  local entry PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin # daemons lie where a user's PATH may not look
   for entry in "${TOOLS[@]}"; do command -v "${entry% *}" >/dev/null || echo "${entry#* }"; done
   for entry in "${FILES[@]}"; do [ -e "${entry% *}" ] || echo "${entry#* }"; done
   find_clang >/dev/null || echo clang

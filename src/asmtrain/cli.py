@@ -9,6 +9,7 @@ them, so that `--help` answers at once.
 import argparse
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ _EXAMPLES = """examples:
   asmtrain search function.s --index runs/demo/index
   asmtrain report runs/demo/train --evaluation runs/demo/eval
   asmtrain doctor
+  srun asmtrain doctor --cluster --config configs/train/codellama-7b.yaml
   asmtrain selfcheck resume configs/train/demo.yaml"""
 
 
@@ -73,6 +75,8 @@ def _add_train(commands: Any) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
+    # Slurm's warning may come before the trainer can note it: it waits instead of ending the process.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
     from asmtrain.config import load_train_config
 
     config = load_train_config(options.config, options.overrides)
@@ -201,10 +205,23 @@ def _report(options: argparse.Namespace) -> int:
 
 def _add_doctor(commands: Any) -> None:
     parser = commands.add_parser("doctor", help="say what this machine lacks, for what, and how to get it")
+    parser.add_argument(
+        "--cluster",
+        action="store_true",
+        help="on every rank, as in `srun asmtrain doctor --cluster`: whether ranks, network, clocks, versions"
+        " and folders of all nodes fit together; exit code 1 if not",
+    )
+    parser.add_argument(
+        "--config", type=Path, help="with --cluster: the run's YAML file, whose corpora each node has to read"
+    )
     parser.set_defaults(handler=_doctor)
 
 
 def _doctor(options: argparse.Namespace) -> int:
+    if options.cluster:
+        from asmtrain import cluster
+
+        return cluster.run(options.config)
     from asmtrain import doctor
 
     return doctor.run()

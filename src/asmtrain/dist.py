@@ -16,12 +16,14 @@ from typing import TypeVar
 import torch
 import torch.distributed as c10d
 
+from asmtrain import rendezvous
 from asmtrain.errors import LaunchError, UserFacingError
 
 ResultT = TypeVar("ResultT")
 
 # One rank may prepare a corpus while the others wait; a rank that died is noticed by its closed connection.
 _TIMEOUT = timedelta(hours=4)
+_MEETING_TIMEOUT = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
@@ -40,42 +42,45 @@ class World:
 
 
 @contextmanager
-def joined() -> Iterator[World]:
+def joined(meeting_timeout: timedelta = _MEETING_TIMEOUT) -> Iterator[World]:
     """Join the process group, and leave it at the end.
 
     Raises:
-        LaunchError: the environment is incomplete, or this host has fewer GPUs than ranks.
+        LaunchError: the environment is incomplete, this host has fewer GPUs than ranks, or a rank is absent.
     """
-    rank, size, local_rank = placement(os.environ)
-    device = _device(local_rank)
     # DeepSpeed reads these; srun and a single process do not set them.
     before = dict(os.environ)
+    os.environ.update(rendezvous.from_slurm(os.environ))
+    rank, size, local_rank = placement(os.environ)
+    device = _device(local_rank)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local_rank))
-    # One process needs no port: its store lives in memory.
-    store = c10d.HashStore() if size == 1 else None  # type: ignore[attr-defined]  # exported without a stub
-    c10d.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=size, store=store, timeout=_TIMEOUT
-    )
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    store = rendezvous.meet(rank, size, timeout=meeting_timeout)
+    if backend == "gloo" and size > 1 and rendezvous.INTERFACE not in os.environ:
+        interface = rendezvous.choose_interface(store, rank, size)
+        os.environ.update({rendezvous.INTERFACE: interface} if interface else {})
+    store.set_timeout(_TIMEOUT)
+    c10d.init_process_group(backend, rank=rank, world_size=size, store=store, timeout=_TIMEOUT)
     try:
         yield World(rank, size, local_rank, device)
     finally:
         c10d.destroy_process_group()
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        for name in rendezvous.VARIABLES:
             if name in before:
                 os.environ[name] = before[name]
             else:
-                del os.environ[name]
+                os.environ.pop(name, None)
 
 
 def placement(environment: Mapping[str, str]) -> tuple[int, int, int]:
     """Rank, number of ranks and local rank from a launcher's variables; (0, 1, 0) without a launcher.
 
+    Those of srun are given their names by `rendezvous.from_slurm`.
+
     Raises:
         LaunchError: some of the variables are missing, or not numbers.
     """
     names, meeting = ("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("MASTER_ADDR", "MASTER_PORT")
-    if "RANK" not in environment and "MASTER_ADDR" in environment and "SLURM_PROCID" in environment:
-        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
     if not any(name in environment for name in names):
         return 0, 1, 0
     try:
@@ -115,6 +120,13 @@ def all_gather_rows(rows_ND: torch.Tensor) -> torch.Tensor:
     gathered = [torch.empty_like(rows_ND) for _ in range(c10d.get_world_size())]
     c10d.all_gather(gathered, rows_ND.contiguous())
     return torch.cat(gathered)
+
+
+def all_gather_objects(value: ResultT) -> list[ResultT]:
+    """The (picklable) values of all ranks, in the order of ranks."""
+    gathered: list[ResultT] = [value] * c10d.get_world_size()
+    c10d.all_gather_object(gathered, value)
+    return gathered
 
 
 def barrier() -> None:

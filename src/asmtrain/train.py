@@ -129,6 +129,7 @@ def _noted_warnings() -> Iterator[list[int]]:
     """A list that stays empty until USR2 arrives, which Slurm sends ahead of its time limit."""
     received: list[int] = []
     before = signal.signal(signal.SIGUSR2, lambda number, frame: received.append(number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})  # the command holds it back until now
     try:
         yield received
     finally:

@@ -13,11 +13,14 @@ from transformers import AutoModelForCausalLM
 from asmtrain.cache import TokenCache, build_cache
 from asmtrain.config import DataConfig, load_train_config
 from asmtrain.data import RowBatch, RowBatches
+from asmtrain.examples import examples
 from asmtrain.fitting import describe, fit, report
 from asmtrain.losses import IGNORE, num_predicted, token_loss_sum
 from asmtrain.model import llama_config, new_model
+from asmtrain.plan import describe as describe_run
 from asmtrain.tokens import load_tokenizer
 from corpus_builder.errors import EmptyCorpus
+from corpus_builder.shards import read_split
 from ranks import finish_ranks, start_ranks
 from runs import SHAPE
 from test_data import stacked
@@ -259,3 +262,30 @@ def test_an_export_is_of_the_answering_model_with_its_template(trained: tuple[Pa
     run, _ = trained
     assert find_sources(run).lm == run / "stages" / "02-answers"
     assert "[assistant]" in prompt_tokenizer(run).chat_template
+
+
+def test_an_exported_model_is_asked_with_the_tokens_it_was_trained_on(
+    trained: tuple[Path, str], tiny_corpus: Path, tmp_path: Path
+) -> None:
+    """As a user does: the merged model's tokenizer on the prompt, through the template or plainly."""
+    from asmtrain.export import prompt_tokenizer
+
+    run, _ = trained
+    asking, training = prompt_tokenizer(run), load_tokenizer(run / "tokenizer")
+    record = next(read_split(tiny_corpus, "train"))
+    for prompt in ("chat", "plain"):
+        data = DataConfig(corpus=tiny_corpus, task="c_to_asm", prompt=prompt)
+        item = next(examples(record, data))
+        trained_on = build_cache(data, "train", training, tmp_path)
+        number = int(np.flatnonzero((trained_on.keys == item.key) & (trained_on.variants == item.variant))[0])
+        asked = asking(item.prompt)["input_ids"]
+        if prompt == "chat":
+            messages = [{"role": "user", "content": item.prompt}]
+            asked = asking.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+        assert asked == trained_on.tokens(number)[: trained_on.prompt_lengths[number]].tolist()
+
+
+def test_the_example_config_is_described_without_a_corpus() -> None:
+    said = describe_run(load_train_config(Path(__file__).parents[2] / "configs" / "train" / "sft-demo.yaml"))
+    assert "stage answers: sft, full" in said
+    assert "too_long: drop" in said

@@ -214,14 +214,26 @@ def test_a_launcher_that_forgot_a_variable(
 
 def test_ranks_come_from_any_launcher() -> None:
     from asmtrain.dist import placement
+    from asmtrain.rendezvous import first_host, from_slurm
 
     meeting = {"MASTER_ADDR": "node1", "MASTER_PORT": "20000"}
     assert placement({}) == (0, 1, 0)
     assert placement(meeting | {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}) == (5, 8, 1)
-    slurm = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}
-    assert placement(meeting | slurm) == (5, 8, 1)
-    # A batch script has Slurm's variables too, but starts no other rank by itself.
-    assert placement(slurm) == (0, 1, 0)
+    task = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "70001", "SLURM_STEP_ID": "2"}
+    step = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NODELIST": "n[07-09,12],m1"}
+    assert placement(from_slurm(task | step)) == (5, 8, 1)
+    assert from_slurm(task | step)["MASTER_ADDR"] == "n07"
+    assert from_slurm(task | step)["MASTER_PORT"] == "30203"
+    assert from_slurm(task | step | meeting)["MASTER_ADDR"] == "node1"
+    # The launchers that srun may start know better; a batch script and a shell start no other rank.
+    assert from_slurm(task | step | {"RANK": "0"}) == {}
+    assert from_slurm(task) == {}
+    assert from_slurm(task | step | {"SLURM_STEP_NUM_TASKS": "1"}) == {}
+    assert [first_host(nodes) for nodes in ("gpu3", "a1,a2", "r[1-2]n[03-04]-ib,x")] == [
+        "gpu3",
+        "a1",
+        "r1n03-ib",
+    ]
 
 
 def test_the_launcher_passes_a_mistake_on(tiny_corpus: Path, tmp_path: Path) -> None:
