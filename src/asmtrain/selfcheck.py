@@ -63,10 +63,14 @@ def run_resume(config: Path, overrides: Sequence[str], *, steps: int, num_ranks:
     given = load_train_config(config, overrides)
     straight, killed = (_short(given, home / name, steps) for name in ("straight", "killed"))
     print(f"{num_ranks} ranks, {steps} steps a stage, in {home}", flush=True)
-    _train(straight, num_ranks, "undisturbed")
-    killed.run.mkdir()
-    (killed.run / "cache").symlink_to(straight.run / "cache")
-    _disturb(killed, num_ranks, steps)
+    try:
+        _train(straight, num_ranks, "undisturbed")
+        killed.run.mkdir()
+        (killed.run / "cache").symlink_to(straight.run / "cache")
+        _disturb(killed, num_ranks, steps)
+    except LaunchError:
+        shutil.rmtree(home)
+        raise
     verdicts = compare(straight, killed)
     terminal.console().print(_table(verdicts))
     different = [verdict for verdict in verdicts if not verdict.equal]
@@ -124,7 +128,9 @@ def _train(
             rank.kill()
         codes = [rank.wait() for rank in ranks]
     if not was_killed and any(codes):
-        raise LaunchError(f"the run ended with {max(codes)}:\n{_tail(log)}", remedy="let asmtrain train run")
+        raise LaunchError(
+            f"the run ended with {max(codes)}:\n{_tail(log)}", remedy="start asmtrain train with this config"
+        )
     if not was_killed and kill_when:
         raise LaunchError("the run was over before it could be killed", remedy="try again with more --steps")
     seconds = time.monotonic() - started

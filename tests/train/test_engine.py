@@ -16,7 +16,16 @@ from asmtrain.data import PairBatches, RowBatches, build_cache
 from asmtrain.embedding import EmbeddingHead
 from asmtrain.engine import Engine
 from asmtrain.losses import info_nce, num_predicted, token_loss_sum
-from asmtrain.model import EmbeddingModel, attach_lora, llama_config, new_model, set_trainable
+from asmtrain.model import (
+    EmbeddingModel,
+    attach_lora,
+    enable_recompute,
+    llama_config,
+    load_model,
+    new_model,
+    set_trainable,
+    write_weights,
+)
 from asmtrain.objectives import causal_lm_backward, causal_lm_loss, contrastive_backward, contrastive_loss
 from asmtrain.schedule import lr_at
 from ranks import on_ranks
@@ -275,3 +284,22 @@ def test_the_loss_without_gradients_is_the_same_loss(case: tuple[str, str, int, 
     figures = results[case]["figures"]
     assert results[case]["loss"] < figures[0][0]  # of step 0's rows, after four steps
     assert results[case]["loss"] == pytest.approx(results[(*case[:2], 0, "fp32")]["loss"], rel=1e-5)
+
+
+def _layer_passes(world: Any, folder: Path) -> int:
+    """How often a step runs a layer of a loaded model that is to recompute its activations."""
+    config = _config(FULL, zero_stage=2)
+    model = load_model(str(folder), dtype="fp32")
+    enable_recompute(model)
+    engine = Engine(model, config, config.stages[0], world=world)
+    passes: list[None] = []
+    model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: passes.append(None))
+    engine.backward(engine(input_ids=torch.arange(24).view(2, 12), use_cache=False).logits.mean())
+    return len(passes)
+
+
+def test_a_loaded_model_recomputes_where_it_is_told_to(tmp_path: Path) -> None:
+    """transformers loads models in evaluation mode, in which it would not."""
+    model = _model(FULL)
+    write_weights(tmp_path, model, dict(model.named_parameters()))
+    assert on_ranks(1, _layer_passes, tmp_path) == 2

@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from asmtrain.checkpoint import MANIFEST, atomic_folder, checkpoints, damage
+from asmtrain.data import PairBatches, RowBatches, build_cache
 from asmtrain.engine import Engine
 from asmtrain.guard import Guard, norm_problem
 from corpus_builder.shards import read_split
@@ -42,6 +43,50 @@ def test_the_level_is_that_of_the_last_fifty() -> None:
     guard = Guard(3.0, [9.0] * 200 + [1.0] * 26)
     assert guard.problem(4.5), "the median of 24 and 26 losses"
     assert guard.problem(3.9) is None
+
+
+# Keys
+
+
+@pytest.fixture(scope="module")
+def cache(tiny_corpus: Path, tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    data = _config(FULL, zero_stage=0).stages[0].data[0].model_copy(update={"corpus": tiny_corpus})
+    return build_cache(data, "train", tiny_tokenizer, tmp_path_factory.mktemp("cache"))
+
+
+def test_the_keys_of_a_step_are_those_of_all_ranks_rows(cache: Any) -> None:
+    settings = {"context": 256, "rows_per_step": 4, "micro_rows": 1, "seed": 0}
+    ranks = [RowBatches([cache], [1.0], rank=rank, world=2, **settings) for rank in range(2)]
+    keys = ranks[0].keys(3)
+    assert keys == ranks[1].keys(3)
+    found = set()
+    for batch in (batch for rank in ranks for batch in rank.step(3)):
+        ids_T, documents_T = batch.ids_BT[0].tolist(), batch.document_ids_BT[0].tolist()
+        for number in range(max(documents_T) + 1):
+            piece = [token for token, document in zip(ids_T, documents_T, strict=True) if document == number]
+            found |= {key for key in keys if _holds(cache, key, piece)}
+            assert any(_holds(cache, key, piece) for key in keys)
+    assert found == set(keys)
+
+
+def _holds(cache: Any, key: str, piece: list[int]) -> bool:
+    """Whether a document of the function holds the piece, at a multiple of the rows' length."""
+    documents = [document for document in range(len(cache)) if cache.keys[document] == key]
+    return any(
+        cache.tokens(document)[start : start + len(piece)].tolist() == piece
+        for document in documents
+        for start in range(0, int(cache.lengths[document]), 256)
+    )
+
+
+def test_the_keys_of_a_step_are_those_of_all_ranks_pairs(cache: Any) -> None:
+    settings = {"functions_per_step": 12, "micro_rows": 4, "max_tokens": 48, "seed": 0}
+    ranks = [PairBatches(cache, rank=rank, world=2, **settings) for rank in range(2)]
+    functions = {int(number) for rank in ranks for batch in rank.step(1) for number in batch.functions_B}
+    assert {str(cache.keys[cache.documents_of(number).start]) for number in functions} == set(
+        ranks[0].keys(1)
+    )
+    assert len(ranks[0].keys(1)) == 12
 
 
 # Gradients

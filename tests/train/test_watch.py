@@ -31,19 +31,19 @@ def endless(folder: Path, corpus: Path, hang_minutes: float) -> Path:
 
 def test_a_rank_that_stands_still_ends_the_run_at_the_limit(tiny_corpus: Path, tmp_path: Path) -> None:
     """SIGSTOP of rank 1: rank 0 waits for it in a collective, and its stacks say so."""
-    ranks = start_ranks(2, ["train", str(endless(tmp_path, tiny_corpus, hang_minutes=0.1))])
+    ranks = start_ranks(2, ["train", str(endless(tmp_path, tiny_corpus, hang_minutes=0.25))])
     run = tmp_path / "run"
     try:
         _wait_until(lambda: _steps_taken(run) >= 3)
         ranks[1].send_signal(signal.SIGSTOP)
         stopped = time.monotonic()
         said = ranks[0].communicate(timeout=60)[0]
-        assert 5 < time.monotonic() - stopped < 15, "6 seconds are the limit"
+        assert 10 < time.monotonic() - stopped < 25, "15 seconds are the limit"
     finally:
         ranks[1].kill()
     finish_ranks(ranks[1:])
     assert ranks[0].returncode == 1
-    assert said.count("error: no rank got on for 0.1 minutes; the Python stacks of all ranks are in") == 1
+    assert said.count("error: no rank got on for 0.3 minutes; the Python stacks of all ranks are in") == 1
     assert "remedy: " in said
     stacks = (run / "hangs" / "rank-00000.txt").read_text()
     assert stacks.startswith("rank 0, process ")
