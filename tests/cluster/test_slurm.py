@@ -186,7 +186,7 @@ def test_a_job_that_is_warned_and_then_requeued_goes_on(
     assert taken.count(1) == 1, "it did not begin anew"
 
 
-@pytest.mark.slow  # Slurm may send the restarted node a late order to end the job, which costs another restart
+@pytest.mark.slow  # Slurm may send the node, restarted, a late order to end the job: another restart
 def test_a_job_whose_node_is_killed_goes_on_when_there_is_another(
     cluster: SlurmCluster, corpus: Path, undisturbed: Figures, tmp_path: Path
 ) -> None:
