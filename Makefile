@@ -37,7 +37,7 @@ check: setup
 
 # Reads runs/demo/corpus, which make demo builds. benchmarks/corpus.py reports on configs/corpus/debian.yaml.
 bench: setup
-	@for name in shards parsing memory replay plan_cluster tokenizer packing pooling; do \
+	@for name in shards parsing memory replay plan_cluster tokenizer packing pooling train_cpu; do \
 		echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 format: setup

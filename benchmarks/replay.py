@@ -116,8 +116,7 @@ def plain_command(unit: Unit, toolchain: Toolchain, level: str) -> str:
     """The folder and the project's own command, with the level, to assembly in memory."""
     command = unit.commands[toolchain.isa]
     name = f"{unit.id}.{toolchain.id}.{level}.s".replace("/", "_")
-    argv = [*toolchain.direct_argv(command, level), "-S", "-o", f"{{out}}/{name}"]
-    argv.append(command.input.replace("{root}", str(command.root)))
+    argv = toolchain.own_argv(command, level, f"{{out}}/{name}")
     return shlex.join([str(command.root / command.cwd), *argv])
 
 

@@ -6,7 +6,7 @@ steps but the first two), the seconds from the command to the end of the first s
 which must be equal. Last line: one JSON object; `vs_hf_trainer` is our tokens/s over theirs (median of the
 rounds), `data_share` the largest share of a step that our loop waited for its batch.
 
-    python benchmarks/train_cpu.py CORPUS [--context 2048] [--steps 8] [--rounds 3] [--save]
+    python benchmarks/train_cpu.py [CORPUS] [--context 2048] [--steps 8] [--rounds 3] [--save]
 """
 
 import argparse
@@ -45,7 +45,8 @@ SHAPE = {
 def main() -> None:
     """Measure and print; or, as a rank of the other contender, train."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("corpus", type=Path, help="a corpus folder")
+    corpus = Path("runs/demo/corpus")
+    parser.add_argument("corpus", type=Path, nargs="?", default=corpus, help="a corpus folder (make demo's)")
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)

@@ -6,15 +6,14 @@ other hosts would not reach it. So each rank tells the address that its packets 
 of that address, unless all ranks are on one host or GLOO_SOCKET_IFNAME says which. Cost: milliseconds.
 """
 
-import fcntl
 import ipaddress
 import os
 import re
 import socket
-import struct
 from collections.abc import Mapping
 from datetime import timedelta
 
+import psutil
 from torch.distributed import DistError, HashStore  # type: ignore[attr-defined]  # exported without a stub
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
@@ -24,7 +23,6 @@ from asmtrain.errors import LaunchError
 INTERFACE = "GLOO_SOCKET_IFNAME"
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", INTERFACE)
 """What a process has in its environment while it is a rank."""
-_SIOCGIFADDR = 0x8915
 _ANY_PORT = 9
 """Nothing is sent there: an unbound datagram socket asks the kernel for a route by connecting."""
 
@@ -104,14 +102,9 @@ def address_towards(host: str) -> str:
 
 def interface_of(address: str) -> str | None:
     """The network interface that has an address; None where none has it."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            try:
-                answer = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", name.encode()))
-            except OSError:
-                continue  # has no IPv4 address
-            if socket.inet_ntoa(answer[20:24]) == address:
-                return name
+    for name, found in psutil.net_if_addrs().items():
+        if any(item.address == address for item in found):
+            return name
     return None
 
 
