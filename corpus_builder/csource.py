@@ -16,7 +16,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from corpus_builder.definitions import OwnText, own_definitions, own_text
+from corpus_builder.definitions import own_definitions
+from corpus_builder.owntext import OwnText, own_text
 
 __all__ = ["OwnText", "SourceFunction", "functions_in", "functions_of", "own_text", "source_tokens"]
 

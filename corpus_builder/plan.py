@@ -26,7 +26,8 @@ from corpus_builder.toolchain import Toolchain
 # Code that decides what a part holds: a change to it makes parts of earlier builds stale.
 _PART_MODULES = (
     "asm", "compile", "csource", "dedup", "definitions", "forkserver", "forms", "licenses", "objects",
-    "parts", "prepare", "process", "record", "spelling", "statements", "task", "toolchain", "worker",
+    "owntext", "parts", "prepare", "process", "record", "spelling", "statements", "task", "toolchain",
+    "worker",
 )  # fmt: skip
 
 _SIGNATURE_SETTINGS = {"num_perm", "shingle"}

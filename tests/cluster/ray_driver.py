@@ -37,9 +37,22 @@ def hash_file(task: str) -> dict[str, Any]:
     return hash_prepared(task, read(task))
 
 
+def hash_at_home(task: str) -> dict[str, Any]:
+    """Both steps where the files are."""
+    return hash_prepared(task, read(task)) | {"at_home": True}
+
+
+def is_even(result: dict[str, Any]) -> bool:
+    """Which results of elsewhere will do."""
+    return int(result["sha256"], 16) % 2 == 0
+
+
 def main() -> None:
     function, address, folder = sys.argv[1:]
     tasks = sorted(str(path) for path in Path(folder).iterdir())
+    again: dict[str, Any] = {}
+    if function == "hash_again":
+        function, again = "hash_prepared", {"whole": hash_at_home, "is_whole": is_even}
     prepare = read if function == "hash_prepared" else None
     results = run_units(
         tasks,
@@ -47,6 +60,7 @@ def main() -> None:
         size=lambda task: Path(task).stat().st_size,
         prepare=prepare,
         address=address,
+        **again,
     )
     for task, result in results:
         row: dict[str, Any] = {"task": Path(task).name}

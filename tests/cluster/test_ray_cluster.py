@@ -75,3 +75,16 @@ def test_nodes_killed_at_random_cost_no_result(start_cluster: Start) -> None:
     assert {row["prepared_on"] for row in found} == {"head"}
     assert [row["run_on"] for row in found].count("3") > 20
     assert {row["run_on"] for row in found} == {"0", "1", "2", "3"}
+
+
+def test_what_does_not_come_out_whole_elsewhere_is_done_again_at_home(start_cluster: Start) -> None:
+    cluster = start_cluster(1)
+    cluster.add("a")
+    expected = make_files(cluster.files, 30)
+    found = list(rows(cluster, "hash_again"))
+    assert_complete(found, expected)
+    done_again = {row["task"] for row in found if row.get("at_home")}
+    assert done_again == {task for task, sha256 in expected.items() if int(sha256, 16) % 2}
+    assert 0 < len(done_again) < 30
+    assert {row["run_on"] for row in found if row.get("at_home")} == {"head"}
+    assert "a" in {row["run_on"] for row in found}

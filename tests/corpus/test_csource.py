@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from corpus_builder import asm
 from corpus_builder.csource import SourceFunction, functions_of, own_text, source_tokens
-from corpus_builder.definitions import OwnText, Part, definitions, own_definitions, scanned_definitions
+from corpus_builder.definitions import definitions, own_definitions, scanned_definitions
+from corpus_builder.owntext import OwnText, Part
 
 HEADER = """\
 #ifndef LIB_H
