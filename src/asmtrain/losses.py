@@ -1,6 +1,6 @@
 """The losses: logits or vectors in, a scalar in fp32 out.
 
-`token_loss_sum` is a sum, not a mean: the trainer divides by the tokens of all ranks and micro-steps.
+`token_losses` are summed by the trainer, which divides by the tokens of all ranks and micro-steps.
 `info_nce` is a mean over the rows given to it; the mean of its values over ranks of equal size is what one
 process computes over all rows.
 
@@ -14,13 +14,21 @@ IGNORE = -100
 """Label of a token that is not predicted: a document's first, and padding."""
 
 
-def token_loss_sum(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
-    """Sum of the cross entropy over the tokens whose label is not IGNORE.
+def next_tokens(labels_BT: torch.Tensor) -> torch.Tensor:
+    """What each place predicts: the label behind it, IGNORE at the end of a row."""
+    return F.pad(labels_BT[:, 1:], (0, 1), value=IGNORE)
 
-    Labels are aligned with the input ids; the shift is done here: the logits at t-1 predict the label at t.
-    """
-    logits = logits_BTV[:, :-1].flatten(0, 1).float()
-    return F.cross_entropy(logits, labels_BT[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum")
+
+def token_losses(logits_BTV: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+    """Cross entropy of what each place predicts, (B, T); 0 where its target is IGNORE."""
+    logits = logits_BTV.flatten(0, 1).float()
+    losses = F.cross_entropy(logits, targets_BT.flatten(), ignore_index=IGNORE, reduction="none")
+    return losses.view_as(targets_BT)
+
+
+def token_loss_sum(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
+    """Sum over labels aligned with the input ids: the logits at t-1 predict the label at t."""
+    return token_losses(logits_BTV, next_tokens(labels_BT)).sum()
 
 
 def num_predicted(labels_BT: torch.Tensor) -> int:

@@ -28,7 +28,7 @@ from asmtrain.engine import Engine
 from asmtrain.errors import ConfigError
 from asmtrain.fitting import describe, report
 from asmtrain.isolation import check_isolation
-from asmtrain.losses import info_nce, num_predicted, token_loss_sum
+from asmtrain.losses import info_nce, next_tokens, num_predicted
 from asmtrain.stage import Stage
 from corpus_builder.errors import EmptyCorpus
 from corpus_builder.shards import atomic_output
@@ -52,7 +52,7 @@ class CausalLM:
         stage = self._stage
         batch = to_device(self._batches.step(step)[0], stage.world.device)
         stage.engine.train(False)
-        check_isolation(lambda rows: _logits(stage.engine, rows), batch, dtype=stage.run.model.dtype)
+        check_isolation(lambda rows: _losses(stage.engine, rows), batch, dtype=stage.run.model.dtype)
         stage.engine.train(True)
 
     def backward(self, step: int) -> tuple[float, int]:
@@ -188,7 +188,7 @@ def causal_lm_backward(engine: Engine, batches: Sequence[RowBatch]) -> tuple[flo
     predicted, read = (int(count) for count in dist.all_reduce_sum(_counts(engine, batches)))
     loss = torch.zeros((), device=engine.world.device)
     for batch in batches:
-        part = _token_loss(engine, batch) / max(predicted, 1)
+        part = _losses(engine, batch).sum() / max(predicted, 1)
         engine.backward(part)
         loss += part.detach()
     return float(dist.all_reduce_sum(loss)), read
@@ -198,7 +198,7 @@ def causal_lm_loss(engine: Engine, batches: Sequence[RowBatch]) -> float:
     """The same mean, without gradients."""
     total = torch.zeros((), device=engine.world.device)
     for batch in batches:
-        total += _token_loss(engine, batch)
+        total += _losses(engine, batch).sum()
     predicted = dist.all_reduce_sum(_counts(engine, batches))[0]
     return float(dist.all_reduce_sum(total) / predicted.clamp(min=1))
 
@@ -210,20 +210,10 @@ def _counts(engine: Engine, batches: Sequence[RowBatch]) -> torch.Tensor:
     return torch.tensor([predicted, read], device=engine.world.device)
 
 
-def _token_loss(engine: Engine, batch: RowBatch) -> torch.Tensor:
-    return token_loss_sum(_logits(engine, batch), batch.labels_BT)
-
-
-def _logits(engine: Engine, batch: RowBatch) -> torch.Tensor:
-    # No mask and no cache: with either, position ids would not keep packed documents apart.
-    output = engine(
-        input_ids=batch.ids_BT,
-        position_ids=batch.position_ids_BT,
-        use_cache=False,
-        document_lengths=document_lengths(batch.document_ids_BT),
-    )
-    logits_BTV: torch.Tensor = output.logits
-    return logits_BTV
+def _losses(engine: Engine, batch: RowBatch) -> torch.Tensor:
+    targets_BT, lengths = next_tokens(batch.labels_BT), document_lengths(batch.document_ids_BT)
+    losses_BT: torch.Tensor = engine(batch.ids_BT, batch.position_ids_BT, targets_BT, lengths)
+    return losses_BT
 
 
 def contrastive_backward(

@@ -25,6 +25,7 @@ from asmtrain.model import (
     DTYPES,
     EmbeddingModel,
     LanguageModel,
+    TokenLossModel,
     attach_lora,
     backbone,
     check_model,
@@ -141,7 +142,7 @@ def start_stage(config: TrainConfig, index: int, world: World, tokenizer: Any) -
         enable_recompute(model)
     if head is None and world.device.type == "cpu":  # on GPUs not measured yet
         use_within_documents(model)
-    module = model if head is None else EmbeddingModel(model, head)
+    module = TokenLossModel(model) if head is None else EmbeddingModel(model, head)
     engine = Engine(module, config, settings, world=world)
     stage = Stage(config, index, world, tokenizer, model, head, base, corpora, engine)
     torch.manual_seed((config.seed + index) * world.size + world.rank)

@@ -18,6 +18,7 @@ from asmtrain.engine import Engine
 from asmtrain.losses import info_nce, num_predicted, token_loss_sum
 from asmtrain.model import (
     EmbeddingModel,
+    TokenLossModel,
     attach_lora,
     enable_recompute,
     llama_config,
@@ -165,7 +166,8 @@ def _train(world: Any, cache: Any, case: tuple[str, str, int, str]) -> dict[str,
     batches = (_pairs if contrastive else _rows)(cache, world.rank, world.size)
 
     def start(weights: dict[str, torch.Tensor] | None = None) -> Engine:
-        module = _model(trainable, dtype=dtype, contrastive=contrastive)
+        model = _model(trainable, dtype=dtype, contrastive=contrastive)
+        module = model if contrastive else TokenLossModel(model)
         if weights is not None:
             module.load_state_dict(weights, strict=False)
         return Engine(module, config, config.stages[0], world=world)
