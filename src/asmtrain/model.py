@@ -23,6 +23,7 @@ from asmtrain.config import Dtype, EmbeddingConfig, Full, Lora, ModelConfig, Sha
 from asmtrain.embedding import EmbeddingHead
 from asmtrain.errors import ConfigError, ModelError
 from asmtrain.losses import token_losses
+from asmtrain.ulysses import RowShare
 
 LanguageModel: TypeAlias = PreTrainedModel | PeftModel
 
@@ -45,14 +46,19 @@ class TokenLossModel(nn.Module):
         position_ids_BT: torch.Tensor,
         targets_BT: torch.Tensor,
         document_lengths: Sequence[int],
+        share: RowShare | None = None,
     ) -> torch.Tensor:
-        """losses_BT, 0 where a place has no target; `document_lengths` as in `attention`."""
+        """losses_BT, 0 where a place has no target; `document_lengths` as in `attention`.
+
+        With the `share` of a group of ranks, T is this rank's span; lengths are always those of whole rows.
+        """
         # No mask and no cache: with either, position ids would not keep packed documents apart.
         output = self.lm(
             input_ids=ids_BT,
             position_ids=position_ids_BT,
             use_cache=False,
             document_lengths=document_lengths,
+            share=share,
         )
         return token_losses(output.logits, targets_BT)
 
