@@ -1,8 +1,8 @@
 """The objectives: a step's number in, the gradients of its loss left in the engine.
 
 Invariant: the loss, and so its gradient, is that of all micro-batches of all ranks taken together: a mean
-over tokens for `causal_lm`, over the answers' tokens for `sft`, over functions with every other function as
-a negative for `contrastive`. It does not depend on how the step was cut into ranks and micro-batches. Cost:
+over tokens for `causal_lm`, over the answers' tokens for `sft`, over functions with every function of another
+body cluster as a negative for `contrastive`. It does not depend on how the step was cut into ranks and micro-batches. Cost:
 one forward and backward pass a micro-batch. A contrastive step keeps the activations of all its
 micro-batches; where the model recomputes activations, and at ZeRO 3, it keeps those of one at the price of
 another forward pass.
@@ -283,17 +283,8 @@ def _vector_gradients(
     """The loss over all ranks, and its gradient with respect to each micro-batch's own (2, B, D) vectors."""
     own_2ND = torch.cat(list(vectors), dim=1).float()
     left_MD, right_MD = (dist.all_gather_rows(side_ND).requires_grad_() for side_ND in own_2ND)
-    loss = info_nce(
-        left_MD,
-        right_MD,
-        all_left_MD=left_MD,
-        all_right_MD=right_MD,
-        all_functions_M=dist.all_gather_rows(torch.cat([batch.functions_B for batch in batches])),
-        all_left_bodies_M=dist.all_gather_rows(torch.cat([batch.left_bodies_B for batch in batches])),
-        all_right_bodies_M=dist.all_gather_rows(torch.cat([batch.right_bodies_B for batch in batches])),
-        offset=0,
-        temperature=temperature,
-    )
+    clusters_M = dist.all_gather_rows(torch.cat([batch.clusters_B for batch in batches]))
+    loss = info_nce(left_MD, right_MD, clusters_M, temperature=temperature)
     gradients_2MD = torch.stack(torch.autograd.grad(loss, (left_MD, right_MD)))
     num_own = own_2ND.shape[1]
     own_gradients = gradients_2MD.narrow(1, engine.world.rank * num_own, num_own)

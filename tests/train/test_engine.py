@@ -140,17 +140,7 @@ def _contrastive_reference(cache: Any, trainable: Full | Lora) -> list[tuple[flo
         (batch,) = pairs.step(step)
         left = model(batch.left_ids_BT, batch.left_mask_BT)
         right = model(batch.right_ids_BT, batch.right_mask_BT)
-        return info_nce(
-            left,
-            right,
-            all_left_MD=left,
-            all_right_MD=right,
-            all_functions_M=batch.functions_B,
-            all_left_bodies_M=batch.left_bodies_B,
-            all_right_bodies_M=batch.right_bodies_B,
-            offset=0,
-            temperature=EMBEDDING.temperature,
-        )
+        return info_nce(left, right, batch.clusters_B, temperature=EMBEDDING.temperature)
 
     return _reference(model, loss_of)
 
