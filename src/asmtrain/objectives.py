@@ -1,11 +1,11 @@
 """The objectives: a step's number in, the gradients of its loss left in the engine.
 
 Invariant: the loss, and so its gradient, is that of all micro-batches of all ranks taken together: a mean
-over tokens for `causal_lm`, over the answers' tokens for `sft`, over functions with every function of another
-body cluster as a negative for `contrastive`. It does not depend on how the step was cut into ranks and micro-batches. Cost:
-one forward and backward pass a micro-batch. A contrastive step keeps the activations of all its
-micro-batches; where the model recomputes activations, and at ZeRO 3, it keeps those of one at the price of
-another forward pass.
+over tokens for `causal_lm`, over the answers' tokens for `sft`, over functions for `contrastive`, where every
+function of another body cluster is a negative. It does not depend on how the step was cut into ranks and
+micro-batches. Cost: one forward and backward pass a micro-batch. A contrastive step keeps the activations of
+all its micro-batches; where the model recomputes activations, and at ZeRO 3, it keeps those of one at the
+price of another forward pass.
 
 Shapes: B functions of a micro-batch, N of a rank, M of all ranks, T tokens, D vector length; the two variants
 of a function are the first dimension, 2.
