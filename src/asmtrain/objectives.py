@@ -13,25 +13,42 @@ of a function are the first dimension, 2.
 
 import json
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import replace
+from functools import cached_property
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import nn
 
-from asmtrain import dist
+from asmtrain import dist, notice, samples
 from asmtrain.attention import document_lengths
 from asmtrain.config import EmbeddingConfig
 from asmtrain.data import PairBatch, PairBatches, RowBatch, RowBatches, TokenCache, build_cache, to_device
 from asmtrain.engine import Engine
 from asmtrain.errors import ConfigError
+from asmtrain.evaluation import Validation
 from asmtrain.fitting import describe, report
 from asmtrain.isolation import check_isolation
-from asmtrain.losses import info_nce, next_tokens, num_predicted
+from asmtrain.losses import IGNORE, info_nce, next_tokens, num_predicted
+from asmtrain.metrics import Evaluated
+from asmtrain.mixture import Part, mixture
 from asmtrain.stage import Stage
 from corpus_builder.errors import EmptyCorpus
 from corpus_builder.shards import atomic_output
+
+
+class Taken(NamedTuple):
+    """What the passes of one step gave, over all ranks."""
+
+    loss: float
+    num_tokens: int
+    """Read, without padding."""
+    num_places: int
+    """With padding."""
+    losses: Mapping[str, float]
+    """Of each part and each objective, where there are several."""
 
 
 class CausalLM:
@@ -44,8 +61,10 @@ class CausalLM:
         """Tokenise and pack the training split; raises as `build_cache` and `RowBatches` do."""
         self._stage = stage
         self.data_s = 0.0
-        self._is_sft = stage.config.objective == "sft"
-        self._batches = self._rows("train")
+        self._parts = mixture(stage.run, stage.config)
+        self._batches = _rows(stage, self._parts, [_cache(stage, part, "train") for part in self._parts])
+        if stage.world.is_main:
+            _report_examples(stage, "train", self._parts, self._batches.caches)
 
     def check(self, step: int) -> None:
         """Make sure that packed documents do not see each other; raises LeakError."""
@@ -55,46 +74,48 @@ class CausalLM:
         check_isolation(lambda rows: _losses(stage.engine, rows), batch, dtype=stage.run.model.dtype)
         stage.engine.train(True)
 
-    def backward(self, step: int) -> tuple[float, int]:
-        """Leave one step's gradients in the engine; returns its loss and the tokens read, of all ranks."""
+    def backward(self, step: int) -> Taken:
+        """Leave one step's gradients in the engine."""
         stage = self._stage
         started = time.perf_counter()
         batches = [to_device(batch, stage.world.device) for batch in self._batches.step(step)]
         self.data_s = time.perf_counter() - started
-        return causal_lm_backward(stage.engine, batches)
+        return causal_lm_backward(stage.engine, batches, self._batches.parts(step), parts=self._parts)
 
     def keys(self, step: int) -> list[str]:
         """The functions that a step reads on all ranks."""
         return self._batches.keys(step)
 
-    def valid_loss(self) -> float | None:
-        """The loss over `eval_rows` rows of the validation split; None where it has no function."""
-        stage = self._stage
+    def evaluate(self) -> Evaluated | None:
+        """The losses of `eval_rows` rows of the validation split, and samples; None where it has no function.
+
+        Raises:
+            Warned: Slurm's notice came.
+        """
+        if self._validation is None:
+            return None
+        engine = self._stage.engine
+        validation, asked = self._validation
+        measured = validation.measure(lambda rows: _losses(engine, rows), engine.world.device)
+        return replace(measured, samples=samples.write(engine, asked, self._stage.tokenizer))
+
+    @cached_property
+    def _validation(self) -> tuple[Validation, list[samples.Asked]] | None:
+        """The rows, of all parts that have some, and the documents that are gone on with."""
+        stage, config = self._stage, self._stage.config
+        caches = {}
+        for part in self._parts:
+            with suppress(EmptyCorpus):
+                caches[part] = _cache(stage, part, stage.run.validation_split)
         try:
-            rows = self._rows(stage.run.validation_split)
+            rows = _rows(stage, list(caches), list(caches.values()))
         except EmptyCorpus:
             return None
-        stage.engine.train(False)
-        batches = [to_device(batch, stage.world.device) for batch in rows.evaluation(stage.config.eval_rows)]
-        with torch.no_grad():
-            return causal_lm_loss(stage.engine, batches)
-
-    def _rows(self, split: str) -> RowBatches:
-        config = self._stage.config
-        caches = _caches(self._stage, split)
-        if self._is_sft and self._stage.world.is_main:
-            _report_examples(self._stage, split, caches)
-        return RowBatches(
-            caches,
-            [part.weight for part in config.data],
-            context=config.context,
-            rows_per_step=config.rows_per_step,
-            micro_rows=config.micro_rows,
-            seed=self._stage.run.seed,
-            too_long=config.too_long if self._is_sft else "split",
-            rank=self._stage.world.rank,
-            world=self._stage.world.size,
-        )
+        if stage.world.is_main:
+            _report_examples(stage, stage.run.validation_split, list(caches), rows.caches)
+        names = [part.name for part in caches]
+        asked = samples.choose(rows.caches, names, context=config.context, count=config.samples)
+        return Validation(rows, names, config.eval_rows), asked
 
 
 class Contrastive:
@@ -105,13 +126,14 @@ class Contrastive:
         self._stage = stage
         self.data_s = 0.0
         self._embedding = embedding
-        self._batches = self._pairs(_caches(stage, "train")[0], embedding.functions_per_step)
+        (self._part,) = mixture(stage.run, stage.config)
+        self._batches = self._pairs(_cache(stage, self._part, "train"), embedding.functions_per_step)
 
     def check(self, step: int) -> None:
         """Nothing is packed here."""
 
-    def backward(self, step: int) -> tuple[float, int]:
-        """Leave one step's gradients in the engine; returns its loss and the tokens read, of all ranks."""
+    def backward(self, step: int) -> Taken:
+        """Leave one step's gradients in the engine."""
         stage = self._stage
         started = time.perf_counter()
         batches = [to_device(batch, stage.world.device) for batch in self._batches.step(step)]
@@ -123,19 +145,21 @@ class Contrastive:
         """The functions that a step reads on all ranks."""
         return self._batches.keys(step)
 
-    def valid_loss(self) -> float | None:
-        """The loss over `eval_rows` functions of the validation split; None where it has too few."""
+    def evaluate(self) -> Evaluated | None:
+        """The loss over `eval_rows` functions of the validation split; None where it has too few.
+
+        Raises:
+            Warned: Slurm's notice came.
+        """
         stage = self._stage
         try:
-            cache = _caches(stage, stage.run.validation_split)[0]
+            cache = _cache(stage, self._part, stage.run.validation_split)
             available = len(self._pairs(cache, stage.world.size).functions)
         except (EmptyCorpus, ConfigError):
             return None
         wanted = min(stage.config.eval_rows, available) // stage.world.size * stage.world.size
         batches = [to_device(b, stage.world.device) for b in self._pairs(cache, wanted).step(0)]
-        stage.engine.train(False)
-        with torch.no_grad():
-            return contrastive_loss(stage.engine, batches, self._embedding.temperature)
+        return Evaluated(contrastive_loss(stage.engine, batches, self._embedding.temperature))
 
     def _pairs(self, cache: TokenCache, functions_per_step: int) -> PairBatches:
         return PairBatches(
@@ -160,54 +184,109 @@ def objective_of(stage: Stage) -> Objective:
     return CausalLM(stage)
 
 
-def _caches(stage: Stage, split: str) -> list[TokenCache]:
-    world, folder = stage.world, stage.run.run / "cache"
-    return [
-        build_cache(
-            part, split, stage.tokenizer, folder, rank=world.rank, world=world.size, barrier=dist.barrier
-        )
-        for part in stage.config.data
-    ]
+def _cache(stage: Stage, part: Part, split: str) -> TokenCache:
+    world = stage.world
+    return build_cache(
+        part.data,
+        split,
+        stage.tokenizer,
+        stage.run.run / "cache",
+        rank=world.rank,
+        world=world.size,
+        barrier=lambda: notice.heed(world.device),
+    )
 
 
-def _report_examples(stage: Stage, split: str, caches: Sequence[TokenCache]) -> None:
-    """Print what each part's examples are and which are too long; keep it beside the caches."""
+def _rows(stage: Stage, parts: Sequence[Part], caches: Sequence[TokenCache]) -> RowBatches:
+    """The rows of a mixture; raises EmptyCorpus where no part has any."""
     config = stage.config
-    parts = []
-    for part, cache in zip(config.data, caches, strict=True):
-        figures = report(cache, config.context, config.too_long)
-        print(f"{config.name}: {part.task} of {part.corpus}, {split}: {describe(figures)}", flush=True)
-        parts.append({"corpus": str(part.corpus), "task": part.task, **figures})
-    path = stage.run.run / "cache" / f"{config.name}-{split}-examples.json"
-    with atomic_output(path) as stream:
-        stream.write((json.dumps(parts, indent=1) + "\n").encode())
+    if not parts:
+        raise EmptyCorpus(f"stage {config.name!r} has no text", remedy="give its corpora some functions")
+    return RowBatches(
+        caches,
+        [part.weight for part in parts],
+        context=config.context,
+        rows_per_step=config.rows_per_step,
+        micro_rows=config.micro_rows,
+        seed=stage.run.seed,
+        too_long=[part.too_long(config) for part in parts],
+        rank=stage.world.rank,
+        world=stage.world.size,
+    )
 
 
-def causal_lm_backward(engine: Engine, batches: Sequence[RowBatch]) -> tuple[float, int]:
-    """Gradients of the mean cross entropy over the predicted tokens of all ranks and micro-batches."""
-    predicted, read = (int(count) for count in dist.all_reduce_sum(_counts(engine, batches)))
-    loss = torch.zeros((), device=engine.world.device)
-    for batch in batches:
-        part = _losses(engine, batch).sum() / max(predicted, 1)
+def _report_examples(stage: Stage, split: str, parts: Sequence[Part], caches: Sequence[TokenCache]) -> None:
+    """Print what the examples of each part are and which are too long; keep it beside the caches."""
+    config, reports = stage.config, []
+    for part, cache in zip(parts, caches, strict=True):
+        if part.objective == "sft":
+            data, figures = part.data, report(cache, config.context, config.too_long)
+            print(f"{config.name}: {data.task} of {data.corpus}, {split}: {describe(figures)}", flush=True)
+            reports.append({"corpus": str(data.corpus), "task": data.task, **figures})
+    if reports:
+        path = stage.run.run / "cache" / f"{config.name}-{split}-examples.json"
+        with atomic_output(path) as stream:
+            stream.write((json.dumps(reports, indent=1) + "\n").encode())
+
+
+def causal_lm_backward(
+    engine: Engine,
+    batches: Sequence[RowBatch],
+    parts_of_rows: Sequence[torch.Tensor] = (),
+    *,
+    parts: Sequence[Part] = (),
+) -> Taken:
+    """Gradients of the mean cross entropy over the predicted tokens of all ranks and micro-batches.
+
+    `parts_of_rows` are the batches' parts_B, numbers in `parts`; where there are several, each gets its loss.
+    """
+    device, num_parts = engine.world.device, len(parts) if len(parts) > 1 else 0
+    own = [rows_B.to(device) for rows_B in parts_of_rows] if num_parts else []
+    counts = torch.tensor(_counts(batches), device=device)
+    predicted_P = _by_part([_num_predicted(batch) for batch in batches], own, num_parts, device=device)
+    totals = dist.all_reduce_sum(torch.cat([counts, predicted_P.long()])).tolist()
+    predicted, read, places = totals[:3]
+    losses_P, loss = torch.zeros(num_parts, device=device), torch.zeros((), device=device)
+    for number, batch in enumerate(batches):
+        losses_BT = _losses(engine, batch)
+        part = losses_BT.sum() / max(predicted, 1)
         engine.backward(part)
         loss += part.detach()
-    return float(dist.all_reduce_sum(loss)), read
+        losses_P += _by_part([losses_BT.detach().sum(1)], own[number : number + 1], num_parts, device=device)
+    sums = dist.all_reduce_sum(torch.cat([loss[None], losses_P])).tolist()
+    return Taken(sums[0], read, places, _named(parts, sums[1:], totals[3:]))
 
 
-def causal_lm_loss(engine: Engine, batches: Sequence[RowBatch]) -> float:
-    """The same mean, without gradients."""
-    total = torch.zeros((), device=engine.world.device)
-    for batch in batches:
-        total += _losses(engine, batch).sum()
-    predicted = dist.all_reduce_sum(_counts(engine, batches))[0]
-    return float(dist.all_reduce_sum(total) / predicted.clamp(min=1))
-
-
-def _counts(engine: Engine, batches: Sequence[RowBatch]) -> torch.Tensor:
-    """Tokens that this rank's batches predict, and tokens in them."""
+def _counts(batches: Sequence[RowBatch]) -> list[int]:
+    """Tokens that batches predict, tokens in them, places."""
     predicted = sum(num_predicted(batch.labels_BT) for batch in batches)
     read = sum(int((batch.document_ids_BT >= 0).sum()) for batch in batches)
-    return torch.tensor([predicted, read], device=engine.world.device)
+    return [predicted, read, sum(batch.ids_BT.numel() for batch in batches)]
+
+
+def _num_predicted(batch: RowBatch) -> torch.Tensor:
+    return (next_tokens(batch.labels_BT) != IGNORE).sum(1).float()
+
+
+def _by_part(
+    values_B: Sequence[torch.Tensor], parts_B: Sequence[torch.Tensor], num_parts: int, *, device: torch.device
+) -> torch.Tensor:
+    """Sums of the rows' values, one a part."""
+    sums_P = torch.zeros(num_parts, device=device)
+    for parts, values in zip(parts_B, values_B, strict=False):
+        sums_P.index_add_(0, parts, values)
+    return sums_P
+
+
+def _named(parts: Sequence[Part], sums: Sequence[float], counts: Sequence[int]) -> dict[str, float]:
+    """Loss a token of each part that has one in this step, and of each objective, where there are several."""
+    figures: dict[str, tuple[float, int]] = {}
+    objectives = {part.objective for part in parts}
+    for part, total, count in zip(parts, sums, counts, strict=False):
+        for name in (part.name, *([part.objective] if len(objectives) > 1 else ())):
+            before = figures.get(name, (0.0, 0))
+            figures[name] = before[0] + total, before[1] + count
+    return {name: total / count for name, (total, count) in figures.items() if count}
 
 
 def _losses(engine: Engine, batch: RowBatch) -> torch.Tensor:
@@ -218,7 +297,7 @@ def _losses(engine: Engine, batch: RowBatch) -> torch.Tensor:
 
 def contrastive_backward(
     engine: Engine, batches: Sequence[PairBatch], temperature: float, *, recompute: bool
-) -> tuple[float, int]:
+) -> Taken:
     """Gradients of the symmetric InfoNCE over the functions of all ranks and micro-batches.
 
     The loss's gradient with respect to the vectors comes first, then each micro-batch's vectors carry their
@@ -239,25 +318,34 @@ def contrastive_backward(
         vectors_2BD = _encode(engine, batch) if twice else vectors[number]
         engine.backward((vectors_2BD.float() * gradients[number]).sum())
     read = sum(int(batch.left_mask_BT.sum() + batch.right_mask_BT.sum()) for batch in batches)
-    return loss, int(dist.all_reduce_sum(torch.tensor(read, device=engine.world.device)))
+    places = sum(2 * len(batch.left_ids_BT) * _length(batch) for batch in batches)
+    counts = dist.all_reduce_sum(torch.tensor([read, places], device=engine.world.device))
+    return Taken(loss, int(counts[0]), int(counts[1]), {})
 
 
 def contrastive_loss(engine: Engine, batches: Sequence[PairBatch], temperature: float) -> float:
     """The same loss, without gradients for the model."""
-    vectors = [_encode(engine, batch) for batch in batches]
+    vectors = []
+    for batch in batches:
+        notice.heed(engine.world.device)
+        vectors.append(_encode(engine, batch))
     with torch.enable_grad():
         return _vector_gradients(engine, batches, vectors, temperature)[0]
 
 
 def _encode(engine: Engine, batch: PairBatch) -> torch.Tensor:
     """Vectors of both sides, (2, B, D), in one forward pass: ZeRO 3 fetches each layer once."""
-    length = max(batch.left_ids_BT.shape[1], batch.right_ids_BT.shape[1])
+    length = _length(batch)
     left_ids, right_ids, left_mask, right_mask = (
         nn.functional.pad(side, (0, length - side.shape[1]))
         for side in (batch.left_ids_BT, batch.right_ids_BT, batch.left_mask_BT, batch.right_mask_BT)
     )
     vectors: torch.Tensor = engine(torch.cat([left_ids, right_ids]), torch.cat([left_mask, right_mask]))
     return vectors.view(2, len(left_ids), -1)
+
+
+def _length(batch: PairBatch) -> int:
+    return max(batch.left_ids_BT.shape[1], batch.right_ids_BT.shape[1])
 
 
 def _vector_gradients(
