@@ -4,27 +4,25 @@ All ranks take part, each with its share of the rows. Invariants: training goes 
 weight, gradient or random state changes; Slurm's notice is heeded between batches. Cost: one forward pass a
 micro-batch and two additions a token.
 
-Shapes: B rows, T tokens, G groups: each part's ISAs and levels.
+Shapes: B rows, T tokens, S of this rank's span, G groups: each part's ISAs and levels.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeAlias
 
 import numpy as np
 import torch
 
 from asmtrain import dist, notice
-from asmtrain.data import RowBatch, RowBatches, to_device
+from asmtrain.data import RowBatches, to_device
 from asmtrain.engine import Engine
 from asmtrain.losses import IGNORE, next_tokens
 from asmtrain.metrics import Evaluated
 from asmtrain.packing import IntArray
+from asmtrain.rowlosses import losses
+from asmtrain.ulysses import WHOLE, RowShare
 from corpus_builder.record import Variant
-
-Forward: TypeAlias = Callable[[RowBatch], torch.Tensor]
-"""Rows to losses_BT: at each place that of the label behind it."""
 
 
 @contextmanager
@@ -53,18 +51,19 @@ class Validation:
         names, places = np.unique(variants, return_inverse=True)
         return np.array([self._cells.index(_cell(name)) for name in names])[places]
 
-    def measure(self, forward: Forward, device: torch.device) -> Evaluated:
+    def measure(self, engine: Engine, share: RowShare = WHOLE) -> Evaluated:
         """Mean losses over the predicted tokens of all ranks; raises Warned."""
+        device = engine.world.device
         num_groups = len(self._names) * len(self._cells)
         sums_2G = torch.zeros(2, num_groups + 1, dtype=torch.float64, device=device)
         documents = self.rows.evaluation_documents(self._num_rows)
         for batch, lying in zip(self.rows.evaluation(self._num_rows), documents, strict=True):
             notice.heed(device)
             moved = to_device(batch, device)
-            groups = self._groups(lying, none=num_groups).flatten().to(device)
-            is_predicted_BT = next_tokens(moved.labels_BT) != IGNORE
-            sums_2G[0].index_add_(0, groups, forward(moved).double().flatten())
-            sums_2G[1].index_add_(0, groups, is_predicted_BT.double().flatten())
+            groups = share.part(self._groups(lying, none=num_groups)).flatten().to(device)
+            is_predicted_BS = share.part(next_tokens(moved.labels_BT) != IGNORE)
+            sums_2G[0].index_add_(0, groups, losses(engine, moved, share).double().flatten())
+            sums_2G[1].index_add_(0, groups, is_predicted_BS.double().flatten())
         return self._evaluated(dist.all_reduce_sum(sums_2G)[:, :-1].cpu())
 
     def _groups(self, documents: list[list[tuple[int, int, int]]], *, none: int) -> torch.Tensor:

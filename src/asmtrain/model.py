@@ -23,6 +23,7 @@ from asmtrain.config import Dtype, EmbeddingConfig, Full, Lora, ModelConfig, Sha
 from asmtrain.embedding import EmbeddingHead
 from asmtrain.errors import ConfigError, ModelError
 from asmtrain.losses import token_losses
+from asmtrain.ulysses import RowShare
 
 LanguageModel: TypeAlias = PreTrainedModel | PeftModel
 
@@ -45,11 +46,13 @@ class TokenLossModel(nn.Module):
         position_ids_BT: torch.Tensor,
         targets_BT: torch.Tensor | None = None,
         document_lengths: Sequence[int] | None = None,
+        share: RowShare | None = None,
         *,
         logits_at: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """losses_BT, 0 where a place has no target; `document_lengths` as in `attention`.
 
+        With the `share` of a group of ranks, T is this rank's span; lengths are always those of whole rows.
         Without targets, the logits_BNV of the N places `logits_at`: through here, not past it, since ZeRO 3
         begins and ends a forward pass at this module.
         """
@@ -63,6 +66,7 @@ class TokenLossModel(nn.Module):
             position_ids=position_ids_BT,
             use_cache=False,
             document_lengths=document_lengths,
+            share=share,
         )
         return token_losses(output.logits, targets_BT)
 

@@ -1,11 +1,11 @@
 """The objectives: a step's number in, the gradients of its loss left in the engine.
 
 Invariant: the loss, and so its gradient, is that of all micro-batches of all ranks taken together: a mean
-over tokens for `causal_lm`, over the answers' tokens for `sft`, over functions with every other function as
-a negative for `contrastive`. It does not depend on how the step was cut into ranks and micro-batches. Cost:
-one forward and backward pass a micro-batch. A contrastive step keeps the activations of all its
-micro-batches; where the model recomputes activations, and at ZeRO 3, it keeps those of one at the price of
-another forward pass.
+over tokens for `causal_lm`, over the answers' tokens for `sft`, over functions for `contrastive`, where every
+function of another body cluster is a negative. It does not depend on how the step was cut into ranks and
+micro-batches. Cost: one forward and backward pass a micro-batch. A contrastive step keeps the activations of
+all its micro-batches; where the model recomputes activations, and at ZeRO 3, it keeps those of one at the
+price of another forward pass.
 
 Shapes: B functions of a micro-batch, N of a rank, M of all ranks, T tokens, D vector length; the two variants
 of a function are the first dimension, 2.
@@ -13,42 +13,30 @@ of a function are the first dimension, 2.
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import cached_property
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import nn
 
 from asmtrain import dist, notice, samples
-from asmtrain.attention import document_lengths
 from asmtrain.config import EmbeddingConfig
-from asmtrain.data import PairBatch, PairBatches, RowBatch, RowBatches, TokenCache, build_cache, to_device
+from asmtrain.data import PairBatch, PairBatches, RowBatches, TokenCache, build_cache, to_device
 from asmtrain.engine import Engine
 from asmtrain.errors import ConfigError
 from asmtrain.evaluation import Validation
 from asmtrain.fitting import describe, report
 from asmtrain.isolation import check_isolation
-from asmtrain.losses import IGNORE, info_nce, next_tokens, num_predicted
+from asmtrain.losses import info_nce
 from asmtrain.metrics import Evaluated
 from asmtrain.mixture import Part, mixture
+from asmtrain.rowlosses import Taken, causal_lm_backward, whole_losses
 from asmtrain.stage import Stage
 from corpus_builder.errors import EmptyCorpus
 from corpus_builder.shards import atomic_output
-
-
-class Taken(NamedTuple):
-    """What the passes of one step gave, over all ranks."""
-
-    loss: float
-    num_tokens: int
-    """Read, without padding."""
-    num_places: int
-    """With padding."""
-    losses: Mapping[str, float]
-    """Of each part and each objective, where there are several."""
 
 
 class CausalLM:
@@ -71,7 +59,9 @@ class CausalLM:
         stage = self._stage
         batch = to_device(self._batches.step(step)[0], stage.world.device)
         stage.engine.train(False)
-        check_isolation(lambda rows: _losses(stage.engine, rows), batch, dtype=stage.run.model.dtype)
+        check_isolation(
+            lambda rows: whole_losses(stage.engine, rows, stage.share), batch, dtype=stage.run.model.dtype
+        )
         stage.engine.train(True)
 
     def backward(self, step: int) -> Taken:
@@ -80,7 +70,8 @@ class CausalLM:
         started = time.perf_counter()
         batches = [to_device(batch, stage.world.device) for batch in self._batches.step(step)]
         self.data_s = time.perf_counter() - started
-        return causal_lm_backward(stage.engine, batches, self._batches.parts(step), parts=self._parts)
+        rows = self._batches.parts(step)
+        return causal_lm_backward(stage.engine, batches, stage.share, parts=self._parts, parts_of_rows=rows)
 
     def keys(self, step: int) -> list[str]:
         """The functions that a step reads on all ranks."""
@@ -94,10 +85,10 @@ class CausalLM:
         """
         if self._validation is None:
             return None
-        engine = self._stage.engine
+        stage = self._stage
         validation, asked = self._validation
-        measured = validation.measure(lambda rows: _losses(engine, rows), engine.world.device)
-        return replace(measured, samples=samples.write(engine, asked, self._stage.tokenizer))
+        measured = validation.measure(stage.engine, stage.share)
+        return replace(measured, samples=samples.write(stage.engine, asked, stage.tokenizer))
 
     @cached_property
     def _validation(self) -> tuple[Validation, list[samples.Asked]] | None:
@@ -210,8 +201,8 @@ def _rows(stage: Stage, parts: Sequence[Part], caches: Sequence[TokenCache]) -> 
         micro_rows=config.micro_rows,
         seed=stage.run.seed,
         too_long=[part.too_long(config) for part in parts],
-        rank=stage.world.rank,
-        world=stage.world.size,
+        rank=stage.world.rank // stage.share.size,
+        world=stage.world.size // stage.share.size,
     )
 
 
@@ -227,72 +218,6 @@ def _report_examples(stage: Stage, split: str, parts: Sequence[Part], caches: Se
         path = stage.run.run / "cache" / f"{config.name}-{split}-examples.json"
         with atomic_output(path) as stream:
             stream.write((json.dumps(reports, indent=1) + "\n").encode())
-
-
-def causal_lm_backward(
-    engine: Engine,
-    batches: Sequence[RowBatch],
-    parts_of_rows: Sequence[torch.Tensor] = (),
-    *,
-    parts: Sequence[Part] = (),
-) -> Taken:
-    """Gradients of the mean cross entropy over the predicted tokens of all ranks and micro-batches.
-
-    `parts_of_rows` are the batches' parts_B, numbers in `parts`; where there are several, each gets its loss.
-    """
-    device, num_parts = engine.world.device, len(parts) if len(parts) > 1 else 0
-    own = [rows_B.to(device) for rows_B in parts_of_rows] if num_parts else []
-    counts = torch.tensor(_counts(batches), device=device)
-    predicted_P = _by_part([_num_predicted(batch) for batch in batches], own, num_parts, device=device)
-    totals = dist.all_reduce_sum(torch.cat([counts, predicted_P.long()])).tolist()
-    predicted, read, places = totals[:3]
-    losses_P, loss = torch.zeros(num_parts, device=device), torch.zeros((), device=device)
-    for number, batch in enumerate(batches):
-        losses_BT = _losses(engine, batch)
-        part = losses_BT.sum() / max(predicted, 1)
-        engine.backward(part)
-        loss += part.detach()
-        losses_P += _by_part([losses_BT.detach().sum(1)], own[number : number + 1], num_parts, device=device)
-    sums = dist.all_reduce_sum(torch.cat([loss[None], losses_P])).tolist()
-    return Taken(sums[0], read, places, _named(parts, sums[1:], totals[3:]))
-
-
-def _counts(batches: Sequence[RowBatch]) -> list[int]:
-    """Tokens that batches predict, tokens in them, places."""
-    predicted = sum(num_predicted(batch.labels_BT) for batch in batches)
-    read = sum(int((batch.document_ids_BT >= 0).sum()) for batch in batches)
-    return [predicted, read, sum(batch.ids_BT.numel() for batch in batches)]
-
-
-def _num_predicted(batch: RowBatch) -> torch.Tensor:
-    return (next_tokens(batch.labels_BT) != IGNORE).sum(1).float()
-
-
-def _by_part(
-    values_B: Sequence[torch.Tensor], parts_B: Sequence[torch.Tensor], num_parts: int, *, device: torch.device
-) -> torch.Tensor:
-    """Sums of the rows' values, one a part."""
-    sums_P = torch.zeros(num_parts, device=device)
-    for parts, values in zip(parts_B, values_B, strict=False):
-        sums_P.index_add_(0, parts, values)
-    return sums_P
-
-
-def _named(parts: Sequence[Part], sums: Sequence[float], counts: Sequence[int]) -> dict[str, float]:
-    """Loss a token of each part that has one in this step, and of each objective, where there are several."""
-    figures: dict[str, tuple[float, int]] = {}
-    objectives = {part.objective for part in parts}
-    for part, total, count in zip(parts, sums, counts, strict=False):
-        for name in (part.name, *([part.objective] if len(objectives) > 1 else ())):
-            before = figures.get(name, (0.0, 0))
-            figures[name] = before[0] + total, before[1] + count
-    return {name: total / count for name, (total, count) in figures.items() if count}
-
-
-def _losses(engine: Engine, batch: RowBatch) -> torch.Tensor:
-    targets_BT, lengths = next_tokens(batch.labels_BT), document_lengths(batch.document_ids_BT)
-    losses_BT: torch.Tensor = engine(batch.ids_BT, batch.position_ids_BT, targets_BT, lengths)
-    return losses_BT
 
 
 def contrastive_backward(
@@ -354,17 +279,8 @@ def _vector_gradients(
     """The loss over all ranks, and its gradient with respect to each micro-batch's own (2, B, D) vectors."""
     own_2ND = torch.cat(list(vectors), dim=1).float()
     left_MD, right_MD = (dist.all_gather_rows(side_ND).requires_grad_() for side_ND in own_2ND)
-    loss = info_nce(
-        left_MD,
-        right_MD,
-        all_left_MD=left_MD,
-        all_right_MD=right_MD,
-        all_functions_M=dist.all_gather_rows(torch.cat([batch.functions_B for batch in batches])),
-        all_left_bodies_M=dist.all_gather_rows(torch.cat([batch.left_bodies_B for batch in batches])),
-        all_right_bodies_M=dist.all_gather_rows(torch.cat([batch.right_bodies_B for batch in batches])),
-        offset=0,
-        temperature=temperature,
-    )
+    clusters_M = dist.all_gather_rows(torch.cat([batch.clusters_B for batch in batches]))
+    loss = info_nce(left_MD, right_MD, clusters_M, temperature=temperature)
     gradients_2MD = torch.stack(torch.autograd.grad(loss, (left_MD, right_MD)))
     num_own = own_2ND.shape[1]
     own_gradients = gradients_2MD.narrow(1, engine.world.rank * num_own, num_own)

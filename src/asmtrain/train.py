@@ -18,7 +18,8 @@ from asmtrain.config import TrainConfig
 from asmtrain.evaluation import undisturbed
 from asmtrain.guard import RECENT, Guard, norm_problem, unstable
 from asmtrain.metrics import Metrics, StepFigures, memory_gib, recent_losses, recorded_loss
-from asmtrain.objectives import Objective, Taken, objective_of
+from asmtrain.objectives import Objective, objective_of
+from asmtrain.rowlosses import Taken
 from asmtrain.schedule import lr_at
 from asmtrain.stage import Stage, prepare_run, save_checkpoint, save_result, start_stage
 from asmtrain.tokens import load_tokenizer

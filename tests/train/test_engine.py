@@ -28,7 +28,8 @@ from asmtrain.model import (
     set_trainable,
     write_weights,
 )
-from asmtrain.objectives import _losses, causal_lm_backward, contrastive_backward, contrastive_loss
+from asmtrain.objectives import contrastive_backward, contrastive_loss
+from asmtrain.rowlosses import causal_lm_backward
 from asmtrain.schedule import lr_at
 from ranks import on_ranks
 
@@ -141,17 +142,7 @@ def _contrastive_reference(cache: Any, trainable: Full | Lora) -> list[tuple[flo
         (batch,) = pairs.step(step)
         left = model(batch.left_ids_BT, batch.left_mask_BT)
         right = model(batch.right_ids_BT, batch.right_mask_BT)
-        return info_nce(
-            left,
-            right,
-            all_left_MD=left,
-            all_right_MD=right,
-            all_functions_M=batch.functions_B,
-            all_left_bodies_M=batch.left_bodies_B,
-            all_right_bodies_M=batch.right_bodies_B,
-            offset=0,
-            temperature=EMBEDDING.temperature,
-        )
+        return info_nce(left, right, batch.clusters_B, temperature=EMBEDDING.temperature)
 
     return _reference(model, loss_of)
 
@@ -197,11 +188,7 @@ def _train(world: Any, cache: Any, case: tuple[str, str, int, str]) -> dict[str,
         if contrastive:
             loss = contrastive_loss(engine, batches.step(0), EMBEDDING.temperature)
         else:
-            loss = (
-                Validation(batches, ["one"], 12)
-                .measure(lambda rows: _losses(engine, rows), engine.world.device)
-                .loss
-            )
+            loss = Validation(batches, ["one"], 12).measure(engine).loss
     final = engine.gather(engine.module, names)
     engine.close()
     return {"figures": first + second, "resumed": resumed, "weights": final, "loss": loss}
