@@ -20,6 +20,7 @@ from asmtrain.data import (
     PairBatches,
     RowBatch,
     RowBatches,
+    _interleave,
     body_clusters,
     cut_keeping_end,
     to_device,

@@ -256,10 +256,9 @@ def _events(run: Path) -> tuple[dict[tuple[str, int], float], dict[tuple[str, in
     return scalars, texts
 
 
-def test_a_part_without_validation_texts_does_not_hide_the_others(
+def test_each_place_with_a_token_has_its_group_and_padding_has_none(
     tiny_corpus: Path, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
-    """Groups that share a cell are told apart by part, and padding belongs to none."""
     data = [DataConfig(corpus=tiny_corpus, task=task) for task in ("completion", "retrieval")]
     caches: list[TokenCache] = [build_cache(part, "valid", tiny_tokenizer, tmp_path) for part in data]
     rows = RowBatches(caches, [1.0, 1.0], context=96, rows_per_step=2, micro_rows=2, seed=0)
