@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from asmtrain import samples
 from asmtrain.cache import TokenCache, build_cache
-from asmtrain.checkpoint import checkpoints
+from asmtrain.checkpoint import checkpoints, load_stage_result, stage_folders
 from asmtrain.config import DataConfig, StageConfig, TrainConfig, load_train_config
 from asmtrain.data import RowBatches
 from asmtrain.evaluation import Validation
@@ -154,16 +154,22 @@ def test_perplexities_are_those_of_single_documents(trained: tuple[Path, str], c
     assert len(expected) >= 4
 
 
-def test_samples_are_what_greedy_generation_gives(trained: tuple[Path, str], config: TrainConfig) -> None:
+@pytest.mark.parametrize("index", [0, 1])
+def test_samples_are_what_greedy_generation_gives(
+    trained: tuple[Path, str], config: TrainConfig, index: int
+) -> None:
+    """Those of the second stage have prompts of different lengths, and an adapter."""
     run, _ = trained
-    stage, tokenizer = config.stages[0], load_tokenizer(run / "tokenizer")
+    stage, tokenizer = config.stages[index], load_tokenizer(run / "tokenizer")
     parts, rows = rows_of(config, stage, "valid")
     asked = samples.choose(rows.caches, [part.name for part in parts], context=stage.context, count=2)
-    assert [item.part for item in asked] == [part.name for part in parts]
-    last = [line for line in read_lines(evaluations_of(run)) if line["stage"] == "pretrain"][-1]
-    model = AutoModelForCausalLM.from_pretrained(run / "stages" / "01-pretrain")
+    assert [item.part for item in asked] == [part.name for part in parts[:2]]
+    assert index == 0 or len(asked[0].prompt) != len(asked[1].prompt)
+    last = [line for line in read_lines(evaluations_of(run)) if line["stage"] == stage.name][-1]
+    model, _ = load_stage_result(stage_folders(run)[index])
     for item, shown in zip(asked, last["samples"], strict=True):
-        ids = model.generate(torch.tensor([item.prompt]), max_new_tokens=64, do_sample=False)[0].tolist()
+        prompt = torch.tensor([item.prompt])
+        ids = model.eval().generate(input_ids=prompt, max_new_tokens=64, do_sample=False)[0].tolist()
         assert shown["completion"] == tokenizer.decode(ids[len(item.prompt) :], skip_special_tokens=True)
         assert shown["prompt"] == tokenizer.decode(item.prompt, skip_special_tokens=True)
         assert shown["key"] == item.key
