@@ -123,14 +123,22 @@ def build_cache(
     parts = _parts(data, split)
     cache = folder / _cache_name(data, split, tokenizer)
     if not (cache / "cache.json").exists():
-        for part in parts[rank::world]:
-            if rank == 0:
-                print(f"tokenising {part.shard} for {data.task}", flush=True)
-            _write_part(part, _selection(parts, data.max_functions), data, tokenizer, cache)
-        barrier()
+        for first in range(0, len(parts), world):  # in step, since a barrier may end the build
+            for part in parts[first + rank : first + rank + 1]:
+                if rank == 0:
+                    print(f"tokenising {part.shard} for {data.task}", flush=True)
+                _write_part(part, _selection(parts, data.max_functions), data, tokenizer, cache)
+            barrier()
         if rank == 0:
             _publish(cache, parts, data, tokenizer)
         barrier()
+    if not json.loads((cache / "cache.json").read_text())["parts"]:
+        raise EmptyCorpus(
+            f"no function of corpus {data.corpus} gives a text of task {data.task} from variants that match "
+            f"{', '.join(data.variants)}",
+            remedy="correct `variants` (and `answers`) in the stage's data; corpus-builder stats lists a "
+            "corpus's variants",
+        )
     return TokenCache(cache)
 
 
@@ -259,15 +267,8 @@ def _examples(records: Iterator[FunctionRecord], data: DataConfig, tokenizer: An
 
 
 def _publish(cache: Path, parts: list[_Part], data: DataConfig, tokenizer: Any) -> None:
-    """Write `cache.json`, which is what makes the cache exist."""
+    """Write `cache.json`, which is what makes the cache exist; without parts where nothing matches."""
     names = [part.name for part in parts if (cache / part.name).exists()]
     names = [name for name in names if len(np.load(cache / name / "bodies.npy"))]
-    if not names:
-        raise EmptyCorpus(
-            f"no function of corpus {data.corpus} gives a text of task {data.task} from variants that match "
-            f"{', '.join(data.variants)}",
-            remedy="correct `variants` (and `answers`) in the stage's data; corpus-builder stats lists a "
-            "corpus's variants",
-        )
     with atomic_output(cache / "cache.json") as stream:
         stream.write(json.dumps({"parts": names, "pad_id": tokenizer.pad_token_id}, indent=1).encode())

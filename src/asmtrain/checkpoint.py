@@ -10,6 +10,7 @@
         rank-00000.safetensors         that rank's optimizer state and random state
         state.json
     RUN/metrics.jsonl, RUN/tb/         every step's figures
+    RUN/evaluations.jsonl              every evaluation's: losses, perplexity by ISA and -O level, samples
     RUN/stopped.json                   why a loss stopped the run, with the keys of the step's functions
     RUN/hangs/rank-00000.txt           Python stacks of each rank of a run that hung or lost a rank
     RUN/finished.json                  appears when the last stage is done
@@ -54,8 +55,9 @@ from corpus_builder.errors import OutputError
 from corpus_builder.shards import atomic_output
 
 MANIFEST = "manifest.json"
-# What may differ when a run goes on: where it lies, how often it saves, and when it ends by itself.
-_FREE_KEYS = re.compile(r"run$|checkpoint\.|guard\b")
+# What may differ when a run goes on: where it lies, how often it saves and what it evaluates, and when it
+# ends by itself.
+_FREE_KEYS = re.compile(r"run$|checkpoint\.|guard\b|stages\.\d+\.(eval_|samples)")
 
 
 class StageResult(BaseModel):

@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
 Dtype = Literal["fp32", "bf16"]
 DocumentTask = Literal["completion", "retrieval"]
 """Tasks that show a text."""
@@ -185,6 +186,10 @@ class StageConfig(ConfigModel):
     objective: Literal["causal_lm", "sft", "contrastive"]
     """`causal_lm` learns every token of a text, `sft` the answer to a prompt, `contrastive` vectors."""
     data: tuple[DataConfig, ...]
+    """The mixture. Beside examples `sft` takes texts, of which it learns every token as `causal_lm` does."""
+    replay: Mapping[str, Share] = {}
+    """Earlier stages (`causal_lm`, `sft`) whose `data` is seen again, each with its share of the rows, as in
+    `{pretrain: 0.1}`. The stage's own parts take the rest, by their weights."""
     trainable: Annotated[Full | Lora, Field(discriminator="kind")]
     optimizer: OptimizerConfig
     steps: Positive
@@ -201,7 +206,11 @@ class StageConfig(ConfigModel):
     embedding: EmbeddingConfig | None = None
     """Required by `contrastive`."""
     eval_rows: Annotated[int, Field(ge=0)] = 64
-    """Rows of the validation split whose loss is measured when the stage ends; 0 for none."""
+    """Rows (functions, if `contrastive`) of the validation split whose loss is measured; 0 for none."""
+    eval_every_steps: Positive | None = None
+    """How often it is measured; when the stage ends in any case, without this key only then."""
+    samples: Annotated[int, Field(ge=0)] = 2
+    """Validation texts that the model goes on with at each evaluation, shown in TensorBoard; 0 for none."""
 
     @model_validator(mode="after")
     def _fits_objective(self) -> "StageConfig":
@@ -209,12 +218,22 @@ class StageConfig(ConfigModel):
             raise ValueError("a contrastive stage needs an `embedding` group")
         if self.objective == "contrastive" and len(self.data) != 1:
             raise ValueError("a contrastive stage takes one corpus in `data`")
-        tasks = get_args(ExampleTask if self.objective == "sft" else DocumentTask)
-        for part in self.data:
-            if part.task not in tasks:
+        texts, asked = get_args(DocumentTask), get_args(ExampleTask)
+        tasks = [part.task for part in self.data]
+        if self.objective == "sft" and not set(tasks) & set(asked):
+            raise ValueError(
+                f"objective 'sft' needs one of the tasks {', '.join(asked)}; got {', '.join(tasks)}"
+            )
+        for task in tasks:
+            if self.objective != "sft" and task not in texts:
                 raise ValueError(
-                    f"objective {self.objective!r} takes the tasks {', '.join(tasks)}; got {part.task!r}"
+                    f"objective {self.objective!r} takes the tasks {', '.join(texts)}; got {task!r}"
                 )
+        if self.replay and self.objective == "contrastive":
+            raise ValueError("`replay` is for causal_lm and sft; a contrastive stage takes one corpus")
+        if sum(self.replay.values()) >= 1:
+            total = sum(self.replay.values())
+            raise ValueError(f"`replay` takes {total:g} of the rows; leave some to the stage's own `data`")
         return self
 
 
@@ -278,6 +297,15 @@ class TrainConfig(ConfigModel):
                     f"stage {after.name!r} goes on with the adapter of {before.name!r}: "
                     "their `trainable` groups must be equal"
                 )
+        for number, stage in enumerate(stages):
+            earlier = {item.name: item.objective for item in stages[:number]}
+            for name in stage.replay:
+                if earlier.get(name, "contrastive") == "contrastive":
+                    usable = [key for key, objective in earlier.items() if objective != "contrastive"]
+                    raise ValueError(
+                        f"stage {stage.name!r} replays {name!r}, which is no causal_lm or sft stage "
+                        f"before it: those are {', '.join(usable) or 'none'}"
+                    )
         return stages
 
     @model_validator(mode="after")

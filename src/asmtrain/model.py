@@ -44,14 +44,22 @@ class TokenLossModel(nn.Module):
         self,
         ids_BT: torch.Tensor,
         position_ids_BT: torch.Tensor,
-        targets_BT: torch.Tensor,
-        document_lengths: Sequence[int],
+        targets_BT: torch.Tensor | None = None,
+        document_lengths: Sequence[int] | None = None,
         share: RowShare | None = None,
+        *,
+        logits_at: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """losses_BT, 0 where a place has no target; `document_lengths` as in `attention`.
 
         With the `share` of a group of ranks, T is this rank's span; lengths are always those of whole rows.
+        Without targets, the logits_BNV of the N places `logits_at`: through here, not past it, since ZeRO 3
+        begins and ends a forward pass at this module.
         """
+        if targets_BT is None:
+            kept: Any = {"position_ids": position_ids_BT, "use_cache": False, "logits_to_keep": logits_at}
+            logits_BNV: torch.Tensor = self.lm(input_ids=ids_BT, **kept).logits
+            return logits_BNV
         # No mask and no cache: with either, position ids would not keep packed documents apart.
         output = self.lm(
             input_ids=ids_BT,

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from asmtrain.config import StageConfig, TrainConfig
+from asmtrain.mixture import mixture
 from asmtrain.model import ParameterCount, count_parameters, planned_config
 
 _GPUS = (1, 2, 4, 8, 16)
@@ -36,6 +37,7 @@ def _describe_stage(config: TrainConfig, stage: StageConfig, shape: Any) -> str:
         f"stage {stage.name}: {stage.objective}, {stage.trainable.kind}",
         f"  parameters     {count.total:,}, of which trainable {count.trainable:,}"
         f" ({count.trainable / count.total:.2%}), frozen {count.total - count.trainable:,}",
+        *_describe_mixture(config, stage),
         f"  tokens a step  {tokens_per_step(stage):,} at most; {stage.steps:,} steps,"
         f" {tokens_per_step(stage) * stage.steps:,} tokens in all",
         f"  memory a GPU   GiB, about {activations / _GIB:.2f} of them activations of a micro-step",
@@ -49,6 +51,14 @@ def _describe_stage(config: TrainConfig, stage: StageConfig, shape: Any) -> str:
         chosen = " <- this config" if zero_stage == config.engine.zero_stage else ""
         lines.append(f"    ZeRO {zero_stage}   " + "".join(f"{size / _GIB:9.2f}" for size in sizes) + chosen)
     return "\n".join(lines) + "\n"
+
+
+def _describe_mixture(config: TrainConfig, stage: StageConfig) -> list[str]:
+    """Each part's share of the rows, where there are several."""
+    parts = mixture(config, stage)
+    total = sum(part.weight for part in parts)
+    lines = [f"    {part.weight / total:7.2%}  {part.name} ({part.objective})" for part in parts]
+    return ["  mixture        share of the rows", *lines] if len(parts) > 1 else []
 
 
 def tokens_per_step(stage: StageConfig) -> int:

@@ -21,6 +21,7 @@ from asmtrain.embedding import EmbeddingHead
 from asmtrain.engine import Engine, accumulation, ranks_per_row
 from asmtrain.errors import CheckpointError, ConfigError, ModelError
 from asmtrain.examples import check_chat_template, tokenizer_texts
+from asmtrain.mixture import mixture
 from asmtrain.model import (
     DTYPES,
     EmbeddingModel,
@@ -132,7 +133,8 @@ def _write_new_model(config: TrainConfig, folder: Path) -> None:
 
 def start_stage(config: TrainConfig, index: int, world: World, tokenizer: Any) -> tuple[Stage, int]:
     """Load a stage's model, from its newest checkpoint or the stage before, and put it under the engine."""
-    corpora = {str(part.corpus): load_index(part.corpus).sha256() for part in config.stages[index].data}
+    folders = [part.data.corpus for part in mixture(config, config.stages[index])]
+    corpora = {str(folder): load_index(folder).sha256() for folder in folders}
     resume = dist.on_main(lambda: resume_point(config.run, index, corpora))
     torch.manual_seed(config.seed + index)  # the same new weights on every rank
     model, head, base = dist.main_first(
@@ -250,7 +252,7 @@ def _go_on(stage: Stage, folder: Path) -> int:
     return state.step
 
 
-def save_checkpoint(stage: Stage, step: int) -> None:
+def save_checkpoint(stage: Stage, step: int, *, valid_loss: float | None = None) -> None:
     """Write a checkpoint: every rank its own state, rank 0 the weights; it appears when all are done."""
     run, world = stage.run.run, stage.world
     folder = checkpoint.checkpoint_folder(run, stage.index, stage.config.name, step)
@@ -261,7 +263,7 @@ def save_checkpoint(stage: Stage, step: int) -> None:
     dist.barrier()
 
     def finish() -> None:
-        result = _result(stage, step, None)
+        result = _result(stage, step, valid_loss)
         with checkpoint.written_to(folder):
             checkpoint.write_result(draft / "weights", result, model=stage.model, tensors=tensors, head=head)
             checkpoint.write_state(draft, CheckpointState(step=step, world_size=world.size))

@@ -8,20 +8,18 @@ Cost: that of the objectives; a save gathers the trained weights on rank 0.
 """
 
 import json
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
-from asmtrain import checkpoint, dist
+from asmtrain import checkpoint, dist, notice
 from asmtrain.config import TrainConfig
-from asmtrain.dist import World
+from asmtrain.evaluation import undisturbed
 from asmtrain.guard import RECENT, Guard, norm_problem, unstable
-from asmtrain.metrics import Metrics, StepFigures, recent_losses
+from asmtrain.metrics import Metrics, StepFigures, memory_gib, recent_losses, recorded_loss
 from asmtrain.objectives import Objective, objective_of
+from asmtrain.rowlosses import Taken
 from asmtrain.schedule import lr_at
 from asmtrain.stage import Stage, prepare_run, save_checkpoint, save_result, start_stage
 from asmtrain.tokens import load_tokenizer
@@ -41,13 +39,13 @@ def run(config: TrainConfig) -> int:
     with (
         dist.joined() as world,
         watched(config.run, world, config.guard.hang_minutes),
-        _noted_warnings() as warnings,
+        notice.noted(),
     ):
         dist.on_main(lambda: prepare_run(config, world.size))
         tokenizer = load_tokenizer(config.run / "tokenizer")
         for index in range(len(checkpoint.stage_folders(config.run)), len(config.stages)):
             stage, first = start_stage(config, index, world, tokenizer)
-            done = _train(stage, first, warnings)
+            done = _train(stage, first)
             stage.engine.close()
             if not done:
                 return REQUEUE
@@ -55,34 +53,71 @@ def run(config: TrainConfig) -> int:
     return 0
 
 
-def _train(stage: Stage, first: int, warnings: list[int]) -> bool:
-    """The loop: from step `first` to the stage's result, or False when a warning ended it after a save."""
+def _train(stage: Stage, first: int) -> bool:
+    """The loop: from step `first` to the stage's result, or False when Slurm's notice ended it, saved."""
     config, every = stage.config, stage.run.checkpoint.every_steps
-    objective = objective_of(stage)
-    objective.check(first)
-    guard = Guard(stage.run.guard.loss_jump, dist.on_main(lambda: _losses_before(stage, first)))
-    with _metrics(stage, first) as metrics:
-        for step in range(first, config.steps):
-            started = time.perf_counter()
-            lr = lr_at(step, config.optimizer, config.steps)
-            loss, num_tokens = objective.backward(step)
-            _stop_at(guard.problem(loss), stage, objective, step)
-            grad_norm = stage.engine.step(lr)
-            _stop_at(norm_problem(grad_norm), stage, objective, step)
-            if metrics:
-                seconds = time.perf_counter() - started
-                figures = (config.name, step + 1, loss, lr, grad_norm, num_tokens, seconds, objective.data_s)
-                metrics.step(StepFigures(*figures))
-            warned = _any_rank(warnings, stage.world)
-            if warned or ((step + 1) % every == 0 and step + 1 < config.steps):
-                save_checkpoint(stage, step + 1)
-            if warned:
-                return False
-        valid_loss = objective.valid_loss() if config.eval_rows else None
-        save_result(stage, valid_loss)
-        if metrics:
-            metrics.end_stage(valid_loss)
+    done = first
+    try:
+        objective = objective_of(stage)
+        objective.check(first)
+        guard = Guard(stage.run.guard.loss_jump, dist.on_main(lambda: _losses_before(stage, first)))
+        with _metrics(stage, first) as metrics:
+            valid_loss = _evaluate(stage, objective, metrics, done)  # where the notice cut it short
+            for step in range(first, config.steps):
+                started = time.perf_counter()
+                lr = lr_at(step, config.optimizer, config.steps)
+                taken = objective.backward(step)
+                _stop_at(guard.problem(taken.loss), stage, objective, step)
+                grad_norm = stage.engine.step(lr)
+                _stop_at(norm_problem(grad_norm), stage, objective, step)
+                done = step + 1
+                if metrics:
+                    seconds = time.perf_counter() - started
+                    metrics.step(_figures(stage, done, taken, lr, grad_norm, seconds, objective.data_s))
+                notice.heed(stage.world.device)
+                valid_loss = _evaluate(stage, objective, metrics, done)
+                if done % every == 0 and done < config.steps:
+                    save_checkpoint(stage, done, valid_loss=valid_loss)
+            save_result(stage, valid_loss)
+    except notice.Warned:
+        if done > first:
+            save_checkpoint(stage, done)
+        return False
     return True
+
+
+def _figures(
+    stage: Stage, step: int, taken: Taken, lr: float, grad_norm: float, seconds: float, data_s: float
+) -> StepFigures:
+    return StepFigures(
+        stage=stage.config.name,
+        step=step,
+        loss=taken.loss,
+        lr=lr,
+        grad_norm=grad_norm,
+        num_tokens=taken.num_tokens,
+        seconds=seconds,
+        data_s=data_s,
+        padding_share=1 - taken.num_tokens / taken.num_places,
+        memory_gib=memory_gib(stage.world.device),
+        losses=taken.losses,
+    )
+
+
+def _evaluate(stage: Stage, objective: Objective, metrics: Metrics | None, done: int) -> float | None:
+    """The validation loss after `done` steps, if it is due: measured, or as it was before a kill."""
+    every, steps = stage.config.eval_every_steps, stage.config.steps
+    is_due = done == steps or (every is not None and done > 0 and done % every == 0)
+    if not is_due or not stage.config.eval_rows:
+        return None
+    recorded = dist.on_main(lambda: recorded_loss(stage.run.run, stage.config.name, done))
+    if recorded is not None:
+        return recorded
+    with undisturbed(stage.engine):
+        evaluated = objective.evaluate()
+    if metrics and evaluated:
+        metrics.evaluation(done, evaluated)
+    return evaluated.loss if evaluated else None
 
 
 @contextmanager
@@ -122,20 +157,3 @@ def _finish(run: Path) -> None:
         with atomic_output(run / "finished.json") as stream:
             stream.write(json.dumps({"valid_loss": losses}, indent=1).encode())
     print(f"run {run} is finished: {', '.join(result.name for result in results)}", flush=True)
-
-
-@contextmanager
-def _noted_warnings() -> Iterator[list[int]]:
-    """A list that stays empty until USR2 arrives, which Slurm sends ahead of its time limit."""
-    received: list[int] = []
-    before = signal.signal(signal.SIGUSR2, lambda number, frame: received.append(number))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})  # the command holds it back until now
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGUSR2, before)
-
-
-def _any_rank(warnings: list[int], world: World) -> bool:
-    """Whether any rank was warned: the signal may reach one rank a step before another."""
-    return bool(dist.all_reduce_sum(torch.tensor(len(warnings), device=world.device)))

@@ -20,6 +20,7 @@ from asmtrain.data import (
     PairBatches,
     RowBatch,
     RowBatches,
+    _interleave,
     body_clusters,
     cut_keeping_end,
     to_device,
@@ -233,6 +234,30 @@ class TestRows:
         is_first = torch.tensor([tuple(row[0].tolist()) in of_first for row in shown])
         for stop in (4, 40, 400):
             assert abs(int(is_first[:stop].sum()) - 0.75 * stop) <= 1
+
+    def test_any_prefix_of_a_mixture_follows_its_weights(self) -> None:
+        weights = np.array([0.61, 0.29, 0.1])
+        parts, occurrences = _interleave(weights, 0, 3000)
+        for part, weight in enumerate(weights):
+            given = np.cumsum(parts == part)
+            assert np.abs(given - weight * np.arange(1, 3001)).max() <= 1
+            assert occurrences[parts == part].tolist() == list(range(given[-1]))
+
+    def test_each_epoch_of_a_part_reads_every_row_once(self, caches: list[TokenCache]) -> None:
+        batches = rows(caches)
+        num_rows = [len(packed) for packed in batches.packed]
+        seen: list[list[tuple[int, ...]]] = [[], []]
+        for index in range(2 * int(batches.steps_per_epoch) + 2):
+            of_rows = torch.cat(batches.parts(index)).tolist()
+            for part, row in zip(of_rows, stacked(batches.step(index)), strict=True):
+                seen[part].append(tuple(row[0].tolist()))
+        assert len(seen[0]) > 2 * num_rows[0]
+        for own, count in zip(seen, num_rows, strict=True):
+            for first in range(0, len(own), count):
+                epoch = own[first : first + count]
+                assert len(set(epoch)) == len(epoch), "no row comes twice"
+            assert set(own[:count]) == set(own[count : 2 * count]) or len(own) < 2 * count
+        assert seen[0][: num_rows[0]] != seen[0][num_rows[0] : 2 * num_rows[0]]
 
     def test_micro_batches_of_a_step_may_be_uneven(self, caches: list[TokenCache]) -> None:
         batches = rows([caches[0]], micro_rows=3)

@@ -15,6 +15,7 @@ from asmtrain.config import EmbeddingConfig, Full, Lora, OptimizerConfig, ShapeC
 from asmtrain.data import PairBatches, RowBatches, build_cache
 from asmtrain.embedding import EmbeddingHead
 from asmtrain.engine import Engine
+from asmtrain.evaluation import Validation
 from asmtrain.losses import info_nce, num_predicted, token_loss_sum
 from asmtrain.model import (
     EmbeddingModel,
@@ -27,7 +28,8 @@ from asmtrain.model import (
     set_trainable,
     write_weights,
 )
-from asmtrain.objectives import causal_lm_backward, causal_lm_loss, contrastive_backward, contrastive_loss
+from asmtrain.objectives import contrastive_backward, contrastive_loss
+from asmtrain.rowlosses import causal_lm_backward
 from asmtrain.schedule import lr_at
 from ranks import on_ranks
 
@@ -165,12 +167,12 @@ def _train(world: Any, cache: Any, case: tuple[str, str, int, str]) -> dict[str,
     def take(engine: Engine, step: int) -> tuple[float, float]:
         if contrastive:
             # Both ways: "full" keeps activations, "lora" encodes twice.
-            loss, _ = contrastive_backward(
+            taken = contrastive_backward(
                 engine, batches.step(step), EMBEDDING.temperature, recompute=kind == "lora"
             )
         else:
-            loss, _ = causal_lm_backward(engine, batches.step(step))
-        return loss, engine.step(lr_at(step, OPTIMIZER, STEPS))
+            taken = causal_lm_backward(engine, batches.step(step))
+        return taken.loss, engine.step(lr_at(step, OPTIMIZER, STEPS))
 
     engine = start()
     names = [name for name, _ in engine.module.named_parameters()]
@@ -186,7 +188,7 @@ def _train(world: Any, cache: Any, case: tuple[str, str, int, str]) -> dict[str,
         if contrastive:
             loss = contrastive_loss(engine, batches.step(0), EMBEDDING.temperature)
         else:
-            loss = causal_lm_loss(engine, batches.step(0))
+            loss = Validation(batches, ["one"], 12).measure(engine).loss
     final = engine.gather(engine.module, names)
     engine.close()
     return {"figures": first + second, "resumed": resumed, "weights": final, "loss": loss}

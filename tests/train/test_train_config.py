@@ -94,7 +94,11 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_key() -> None:
             ("stages.embed.trainable.kind=lora", "stages.embed.trainable.rank=2"),
             "goes on with the adapter of 'lora'",
         ),
-        (("stages.pretrain.objective=sft",), "objective 'sft' takes the tasks c_to_asm, .* got 'retrieval'"),
+        (("stages.pretrain.objective=sft",), "'sft' needs one of the tasks c_to_asm, .* got retrieval"),
+        (("stages.lora.replay={pretrain: 1.0}",), "less than 1"),
+        (("stages.lora.replay={lora: 0.1}",), "replays 'lora', which is no .* before it: those are pretrain"),
+        (("stages.pretrain.replay={lora: 0.1}",), "replays 'lora', .* those are none"),
+        (("stages.embed.replay={pretrain: 0.1}",), "`replay` is for causal_lm and sft"),
         (("stages.lora.data.0.task=c_to_asm",), "objective 'causal_lm' takes .* got 'c_to_asm'"),
         (("stages.lora.data.0.prompt=chat",), "a task with an answer, which 'completion' has not"),
         (("stages.lora.data.0.answers=[x]",), "for transpile and recompile"),
@@ -108,6 +112,20 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_key() -> None:
 def test_settings_that_do_not_fit_each_other_are_refused(overrides: tuple[str, ...], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         demo(*overrides)
+
+
+def test_a_contrastive_stage_is_not_replayed_and_shares_leave_some() -> None:
+    config = demo().model_dump(mode="json")
+    first, second, third = config["stages"]
+    last = {**first, "name": "last"}
+    for replay, said in (
+        ({"embed": 0.1}, "those are pretrain, lora"),
+        ({"pretrain": 0.5, "lora": 0.5}, "takes 1 of the rows"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            TrainConfig.model_validate(
+                {**config, "stages": [first, second, third, {**last, "replay": replay}]}
+            )
 
 
 def test_a_misspelt_key_of_sft_gets_its_neighbour() -> None:
