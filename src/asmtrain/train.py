@@ -4,7 +4,7 @@ In: a config. Out: its run folder (see `checkpoint`). Invariants: a step's batch
 functions of its number, and a checkpoint holds every other state, so a run that was killed anywhere and
 started again takes the same steps (bit for bit on CPU) as one that never was. No step is taken on a loss that
 is not finite or far above the recent ones (`guard`); no rank waits long for one that died or hangs (`watch`).
-Cost: that of the objectives; a save gathers the trained weights on rank 0.
+Cost: that of the objectives; a save copies the state and gathers the trained weights on rank 0 (`saving`).
 """
 
 import json
@@ -22,8 +22,9 @@ from asmtrain.dist import World
 from asmtrain.guard import RECENT, Guard, norm_problem, unstable
 from asmtrain.metrics import Metrics, StepFigures, recent_losses
 from asmtrain.objectives import Objective, objective_of
+from asmtrain.saving import save_checkpoint, save_result
 from asmtrain.schedule import lr_at
-from asmtrain.stage import Stage, prepare_run, save_checkpoint, save_result, start_stage
+from asmtrain.stage import Stage, prepare_run, start_stage
 from asmtrain.tokens import load_tokenizer
 from asmtrain.watch import watched
 from corpus_builder.shards import atomic_output
@@ -61,7 +62,7 @@ def _train(stage: Stage, first: int, warnings: list[int]) -> bool:
     objective = objective_of(stage)
     objective.check(first)
     guard = Guard(stage.run.guard.loss_jump, dist.on_main(lambda: _losses_before(stage, first)))
-    with _metrics(stage, first) as metrics:
+    with _metrics(stage, first) as metrics, stage.writer:
         for step in range(first, config.steps):
             started = time.perf_counter()
             lr = lr_at(step, config.optimizer, config.steps)
@@ -73,6 +74,7 @@ def _train(stage: Stage, first: int, warnings: list[int]) -> bool:
                 seconds = time.perf_counter() - started
                 figures = (config.name, step + 1, loss, lr, grad_norm, num_tokens, seconds, objective.data_s)
                 metrics.step(StepFigures(*figures))
+            stage.writer.check()
             warned = _any_rank(warnings, stage.world)
             if warned or ((step + 1) % every == 0 and step + 1 < config.steps):
                 save_checkpoint(stage, step + 1)
