@@ -1,6 +1,7 @@
 """Checkpoints of whole runs: written while training goes on, and taken up by other numbers of ranks."""
 
 import json
+import os
 import resource
 import signal
 from pathlib import Path
@@ -16,12 +17,11 @@ from test_train import figures, run_config, wait_until
 STEPS = 8
 
 
-def one_stage(folder: Path, corpus: Path, *, shape: dict[str, int] | None = None, **stage: Any) -> Path:
+def one_stage(folder: Path, corpus: Path, **stage: Any) -> Path:
     """A run of the first stage of `run_config` alone."""
     path = run_config(folder, corpus, checkpoint={"every_steps": 3})
     config = yaml.safe_load(path.read_text())
     config["stages"] = [config["stages"][0] | {"steps": STEPS, "eval_rows": 0} | stage]
-    config["model"]["shape"] |= shape or {}
     path.write_text(yaml.safe_dump(config))
     return path
 
@@ -71,24 +71,30 @@ def json_figures(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-LARGE = {"hidden_size": 256, "intermediate_size": 1024, "num_layers": 12, "num_heads": 4}
-"""14 million parameters: writing them takes longer than a step on a few rows."""
+SLOW_DISK = """
+import os, time
+
+fsync = os.fsync
+os.fsync = lambda descriptor: (time.sleep(0.4), fsync(descriptor))
+"""
 
 
 def test_a_kill_while_a_checkpoint_is_written_beside_training_costs_that_one_alone(
-    tiny_corpus: Path, tmp_path: Path
+    tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few_rows = {"rows_per_step": 2, "context": 32, "micro_rows": 1}
-    straight = one_stage(tmp_path / "straight", tiny_corpus, shape=LARGE, **few_rows)
+    straight = one_stage(tmp_path / "straight", tiny_corpus)
     train(straight, 2)
-    config = one_stage(tmp_path / "killed", tiny_corpus, shape=LARGE, **few_rows)
+    config = one_stage(tmp_path / "killed", tiny_corpus)
     run = config.parent / "run"
+    (tmp_path / "sitecustomize.py").write_text(SLOW_DISK)
 
     def trains_beside_a_write() -> bool:
         drafts = [int(path.name[-6:]) for path in (run / "checkpoints").glob(".01-pretrain-step*")]
         return any(6 == step < steps_taken(run) for step in drafts)
 
-    ranks = start_ranks(2, ["train", str(config)])
+    with monkeypatch.context() as slow:
+        slow.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+        ranks = start_ranks(2, ["train", str(config)])
     wait_until(trains_beside_a_write)
     for rank in ranks:
         rank.kill()

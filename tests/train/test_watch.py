@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from ranks import finish_ranks, free_port, on_ranks, start_ranks
-from test_train import _steps_taken, wait_until, run_config
+from test_train import _steps_taken, run_config, wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 COLLECTIVE = re.compile(r"in (all_reduce|broadcast|barrier|all_gather|_all_gather_base|reduce)\b")
