@@ -254,6 +254,8 @@ class CheckpointConfig(ConfigModel):
     every_steps: Positive = 100
     keep: Positive = 2
     """Newest checkpoints kept; a stage's result is always kept."""
+    keep_best: bool = False
+    """Keep each stage's checkpoint with the lowest validation loss as well."""
 
 
 class GuardConfig(ConfigModel):

@@ -237,16 +237,29 @@ def result_names(model: LanguageModel) -> list[str]:
 
 def write_weights(folder: Path, model: LanguageModel, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write a Hugging Face folder, or a PEFT adapter folder, from whole tensors named by `result_names`."""
+    write_form(folder, model)
+    name, state = weights_file(model, tensors)
+    save_file(state, folder / name, metadata={"format": "pt"})
+
+
+def weights_file(
+    model: LanguageModel, tensors: Mapping[str, torch.Tensor]
+) -> tuple[str, dict[str, torch.Tensor]]:
+    """The file that holds whole tensors named by `result_names`, and their names in it."""
     missing = [name for name in result_names(model) if tensors[name].numel() == 0]
     assert not missing, f"partitioned tensors reached a file: {missing[:3]}"
     if isinstance(model, PeftModel):
-        state = get_peft_model_state_dict(model, dict(tensors), save_embedding_layers=False)
+        return ADAPTER_FILE, get_peft_model_state_dict(model, dict(tensors), save_embedding_layers=False)
+    return WEIGHTS_FILE, dict(tensors)
+
+
+def write_form(folder: Path, model: LanguageModel) -> None:
+    """Write what a folder holds beside its weights; reads nothing of the model that training changes."""
+    if isinstance(model, PeftModel):
         model.peft_config["default"].save_pretrained(str(folder))
-        save_file(state, folder / ADAPTER_FILE, metadata={"format": "pt"})
         return
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
-    save_file(dict(tensors), folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
 def load_adapter(model: PreTrainedModel, folder: Path, lora: Lora, *, base: str) -> PeftModel:

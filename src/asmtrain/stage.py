@@ -1,20 +1,20 @@
-"""One stage under way: how it starts from files, and how it is saved to files.
+"""One stage under way, and how it starts from files; `saving` saves it.
 
-In: a config and what its run folder holds. Out: a `Stage`, its model under the engine; checkpoints and the
-stage's result. Invariant: a stage starts from files alone, those of the stage before or of its own newest
-checkpoint, so it makes no difference whether the process that wrote them is the same. Cost: every rank loads
-the whole model into CPU memory before ZeRO takes its part; a save gathers the trained weights on rank 0.
+In: a config and what its run folder holds. Out: a `Stage`, its model under the engine. Invariant: a stage
+starts from files alone, those of the stage before or of its own newest checkpoint, so it makes no difference
+whether the process that wrote them is the same. Cost: every rank loads the whole model into CPU memory before
+ZeRO takes its part.
 """
 
-from dataclasses import dataclass
+import random
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from asmtrain import checkpoint, dist
+from asmtrain import checkpoint, dist, slices
 from asmtrain.attention import use_within_documents
-from asmtrain.checkpoint import CheckpointState, StageResult
 from asmtrain.config import Lora, StageConfig, TrainConfig
 from asmtrain.dist import World
 from asmtrain.embedding import EmbeddingHead
@@ -36,12 +36,12 @@ from asmtrain.model import (
     load_model,
     merge_lora,
     new_model,
-    result_names,
     set_trainable,
     write_weights,
 )
 from asmtrain.tokens import load_tokenizer, train_tokenizer
 from asmtrain.ulysses import RowShare, row_share
+from asmtrain.writer import Writer
 from corpus_builder.shards import load_index, read_split, shard_paths
 
 
@@ -63,6 +63,8 @@ class Stage:
     engine: Engine
     share: RowShare
     """This rank's span of packed rows."""
+    writer: Writer = field(default_factory=Writer)
+    """Of its checkpoints."""
 
     @property
     def config(self) -> StageConfig:
@@ -240,70 +242,20 @@ def _head(
     return head.to(DTYPES[config.model.dtype])
 
 
-# Saving
-
-
 def _go_on(stage: Stage, folder: Path) -> int:
-    """Take back this rank's state from a checkpoint; returns the steps that are done."""
-    state = checkpoint.read_state(folder, world_size=stage.world.size)
-    tensors = checkpoint.read_rank(folder, stage.world.rank)
-    dist.set_random_state(tensors)
-    stage.engine.load_optimizer_state(tensors)
+    """Take back the state from a checkpoint of any number of ranks; returns the steps that are done.
+
+    Random numbers (dropout) belong to a rank. On as many ranks as before each goes on with its own; on
+    another number they are seeded anew from seed, stage, step and rank, and are not those of an undisturbed
+    run.
+    """
+    state, world = checkpoint.read_state(folder), stage.world
+    ranks = sorted(range(state.world_size), key=lambda rank: rank != world.rank)  # its own file first
+    paths = [checkpoint.rank_file(folder, rank) for rank in ranks]
+    stage.engine.load_optimizer_state(paths)
+    if state.world_size == world.size:
+        dist.set_random_state(slices.random_state(paths[0]))
+    else:
+        told = f"{stage.run.seed} {stage.index} {state.step} {world.rank}"
+        torch.manual_seed(random.Random(told).getrandbits(63))
     return state.step
-
-
-def save_checkpoint(stage: Stage, step: int, *, valid_loss: float | None = None) -> None:
-    """Write a checkpoint: every rank its own state, rank 0 the weights; it appears when all are done."""
-    run, world = stage.run.run, stage.world
-    folder = checkpoint.checkpoint_folder(run, stage.index, stage.config.name, step)
-    draft = checkpoint.draft_of(folder)
-    dist.on_main(lambda: checkpoint.new_draft(folder))
-    checkpoint.write_rank(draft, world.rank, stage.engine.optimizer_state() | dist.random_state())
-    tensors, head = _gather(stage)
-    dist.barrier()
-
-    def finish() -> None:
-        result = _result(stage, step, valid_loss)
-        with checkpoint.written_to(folder):
-            checkpoint.write_result(draft / "weights", result, model=stage.model, tensors=tensors, head=head)
-            checkpoint.write_state(draft, CheckpointState(step=step, world_size=world.size))
-            checkpoint.publish(draft, folder)
-        checkpoint.prune(run, stage.run.checkpoint.keep)
-
-    dist.on_main(finish)
-
-
-def save_result(stage: Stage, valid_loss: float | None) -> None:
-    """Write the result that the next stage, or an export, starts from."""
-    tensors, head = _gather(stage)
-
-    def write() -> None:
-        result = _result(stage, stage.config.steps, valid_loss)
-        folder = checkpoint.stage_folder(stage.run.run, stage.index, result.name)
-        with checkpoint.atomic_folder(folder) as draft:
-            checkpoint.write_result(draft, result, model=stage.model, tensors=tensors, head=head)
-
-    dist.on_main(write)
-
-
-def _gather(stage: Stage) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """What a result keeps of the model and of the head, whole, on rank 0."""
-    tensors = stage.engine.gather(stage.model, result_names(stage.model))
-    if stage.head is None:
-        return tensors, {}
-    return tensors, stage.engine.gather(stage.head, [name for name, _ in stage.head.named_parameters()])
-
-
-def _result(stage: Stage, step: int, valid_loss: float | None) -> StageResult:
-    return StageResult(
-        name=stage.config.name,
-        index=stage.index,
-        step=step,
-        objective=stage.config.objective,
-        trainable=stage.config.trainable,
-        embedding=stage.config.embedding if stage.head is not None else None,
-        dtype=stage.run.model.dtype,
-        base=stage.base,
-        corpora=stage.corpora,
-        valid_loss=valid_loss,
-    )

@@ -4,7 +4,7 @@ In: a config. Out: its run folder (see `checkpoint`). Invariants: a step's batch
 functions of its number, and a checkpoint holds every other state, so a run that was killed anywhere and
 started again takes the same steps (bit for bit on CPU) as one that never was. No step is taken on a loss that
 is not finite or far above the recent ones (`guard`); no rank waits long for one that died or hangs (`watch`).
-Cost: that of the objectives; a save gathers the trained weights on rank 0.
+Cost: that of the objectives; a save copies the state and gathers the trained weights on rank 0 (`saving`).
 """
 
 import json
@@ -20,8 +20,9 @@ from asmtrain.guard import RECENT, Guard, norm_problem, unstable
 from asmtrain.metrics import Metrics, StepFigures, memory_gib, recent_losses, recorded_loss
 from asmtrain.objectives import Objective, objective_of
 from asmtrain.rowlosses import Taken
+from asmtrain.saving import save_checkpoint, save_result
 from asmtrain.schedule import lr_at
-from asmtrain.stage import Stage, prepare_run, save_checkpoint, save_result, start_stage
+from asmtrain.stage import Stage, prepare_run, start_stage
 from asmtrain.tokens import load_tokenizer
 from asmtrain.watch import watched
 from corpus_builder.shards import atomic_output
@@ -54,36 +55,49 @@ def run(config: TrainConfig) -> int:
 
 
 def _train(stage: Stage, first: int) -> bool:
-    """The loop: from step `first` to the stage's result, or False when Slurm's notice ended it, saved."""
-    config, every = stage.config, stage.run.checkpoint.every_steps
+    """From step `first` to the stage's result, or False when Slurm's notice ended it, saved."""
     done = first
-    try:
-        objective = objective_of(stage)
-        objective.check(first)
-        guard = Guard(stage.run.guard.loss_jump, dist.on_main(lambda: _losses_before(stage, first)))
-        with _metrics(stage, first) as metrics:
+    with stage.writer, _metrics(stage, first) as metrics:
+        try:
+            objective = objective_of(stage)
+            objective.check(first)
             valid_loss = _evaluate(stage, objective, metrics, done)  # where the notice cut it short
-            for step in range(first, config.steps):
-                started = time.perf_counter()
-                lr = lr_at(step, config.optimizer, config.steps)
-                taken = objective.backward(step)
-                _stop_at(guard.problem(taken.loss), stage, objective, step)
-                grad_norm = stage.engine.step(lr)
-                _stop_at(norm_problem(grad_norm), stage, objective, step)
-                done = step + 1
-                if metrics:
-                    seconds = time.perf_counter() - started
-                    metrics.step(_figures(stage, done, taken, lr, grad_norm, seconds, objective.data_s))
+            for done in _steps(stage, objective, metrics, first):
+                stage.writer.check()
                 notice.heed(stage.world.device)
                 valid_loss = _evaluate(stage, objective, metrics, done)
-                if done % every == 0 and done < config.steps:
-                    save_checkpoint(stage, done, valid_loss=valid_loss)
+                if _is_saved(stage, done, valid_loss):
+                    save_checkpoint(stage, done, valid_loss)
             save_result(stage, valid_loss)
-    except notice.Warned:
-        if done > first:
-            save_checkpoint(stage, done)
-        return False
+        except notice.Warned:
+            if done > first:
+                save_checkpoint(stage, done)
+            return False
     return True
+
+
+def _steps(stage: Stage, objective: Objective, metrics: Metrics | None, first: int) -> Iterator[int]:
+    """The loop: takes the steps from `first` on, and gives after each how many are done."""
+    config = stage.config
+    guard = Guard(stage.run.guard.loss_jump, dist.on_main(lambda: _losses_before(stage, first)))
+    for step in range(first, config.steps):
+        started = time.perf_counter()
+        lr = lr_at(step, config.optimizer, config.steps)
+        taken = objective.backward(step)
+        _stop_at(guard.problem(taken.loss), stage, objective, step)
+        grad_norm = stage.engine.step(lr)
+        _stop_at(norm_problem(grad_norm), stage, objective, step)
+        if metrics:
+            seconds = time.perf_counter() - started
+            metrics.step(_figures(stage, step + 1, taken, lr, grad_norm, seconds, objective.data_s))
+        yield step + 1
+
+
+def _is_saved(stage: Stage, done: int, valid_loss: float | None) -> bool:
+    """Whether a checkpoint is due: every so many steps and, to keep the best, at each validation loss."""
+    settings = stage.run.checkpoint
+    is_judged = settings.keep_best and valid_loss is not None
+    return done < stage.config.steps and (is_judged or done % settings.every_steps == 0)
 
 
 def _figures(

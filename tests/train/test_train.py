@@ -161,7 +161,7 @@ def test_killed_and_warned_run_takes_the_same_steps(
     arguments = ["train", str(config)]
 
     ranks = start_ranks(2, arguments)
-    _wait_until(lambda: _steps_taken(run) >= 3)
+    wait_until(lambda: _steps_taken(run) >= 3)
     ranks[1].send_signal(signal.SIGUSR2)  # one rank alone: all must agree
     codes, said = finish_ranks(ranks)
     assert codes == [75, 75], said
@@ -188,14 +188,14 @@ def _steps_taken(run: Path) -> int:
 
 def _kill_when(arguments: list[str], condition: Callable[[], bool]) -> None:
     ranks = start_ranks(2, arguments)
-    _wait_until(condition)
+    wait_until(condition)
     for rank in ranks:
         rank.kill()
     codes, said = finish_ranks(ranks)
     assert codes == [-9, -9], said
 
 
-def _wait_until(condition: Callable[[], bool], timeout_s: float = 120) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 120) -> None:
     end = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end, "it never came to that"
