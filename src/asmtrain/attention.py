@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from peft import PeftModel
 from transformers import AttentionInterface, PreTrainedModel
 
+from asmtrain.ulysses import over_whole_rows
+
 _NAME = "documents"
 
 
@@ -33,6 +35,7 @@ def document_lengths(document_ids_BT: torch.Tensor) -> list[int]:
     return lengths
 
 
+@over_whole_rows
 def attend(
     module: torch.nn.Module,
     query_BHTD: torch.Tensor,

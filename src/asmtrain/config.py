@@ -238,6 +238,9 @@ class EngineConfig(ConfigModel):
     zero_stage: Literal[0, 1, 2, 3] = 2
     offload_optimizer: bool = False
     """Keep optimizer states in CPU memory."""
+    sequence_parallel: Positive = 1
+    """Neighbouring ranks that split the tokens of each packed row among them, for long contexts (`causal_lm`,
+    `sft`); it divides the ranks, the contexts and the attention heads."""
 
 
 class CheckpointConfig(ConfigModel):
@@ -290,6 +293,17 @@ class TrainConfig(ConfigModel):
                     "their `trainable` groups must be equal"
                 )
         return stages
+
+    @model_validator(mode="after")
+    def _rows_can_be_split(self) -> "TrainConfig":
+        ranks = self.engine.sequence_parallel
+        for stage in self.stages:
+            if stage.objective != "contrastive" and stage.context % ranks:
+                raise ValueError(
+                    f"stage {stage.name!r}: engine.sequence_parallel is {ranks}, which does not divide its "
+                    f"context of {stage.context}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _new_model_has_tokenizer(self) -> "TrainConfig":

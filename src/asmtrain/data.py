@@ -56,9 +56,8 @@ class PairBatch:
     right_mask_BT: torch.Tensor
     functions_B: torch.Tensor
     """Number of the function in its cache."""
-    left_bodies_B: torch.Tensor
-    """First 8 bytes of the body's sha256, as int64: equal for equal bodies of any functions."""
-    right_bodies_B: torch.Tensor
+    clusters_B: torch.Tensor
+    """Equal for functions that share a body, directly or over others: no negatives of each other."""
 
 
 def to_device(batch: BatchT, device: torch.device | str) -> BatchT:
@@ -221,6 +220,7 @@ class PairBatches:
                 "two different bodies",
                 remedy="lower embedding.functions_per_step, or allow more variants and functions in `data`",
             )
+        self._clusters = body_clusters(cache.functions, cache.bodies)
         self._epoch: tuple[int, IntArray] = (-1, self.functions)
 
     @property
@@ -266,11 +266,9 @@ class PairBatches:
 
     def _batch(self, pairs: IntArray) -> PairBatch:
         (left_ids, left_mask), (right_ids, right_mask) = (self._padded(pairs[:, side]) for side in (0, 1))
-        bodies = torch.from_numpy(self.cache.bodies[pairs])
-        functions = torch.from_numpy(self.cache.functions[pairs[:, 0]].astype(np.int64))
-        return PairBatch(
-            left_ids, left_mask, right_ids, right_mask, functions, bodies[:, 0].clone(), bodies[:, 1].clone()
-        )
+        functions = self.cache.functions[pairs[:, 0]].astype(np.int64)
+        marks = (torch.from_numpy(numbers) for numbers in (functions, self._clusters[functions]))
+        return PairBatch(left_ids, left_mask, right_ids, right_mask, *marks)
 
     def _padded(self, documents: IntArray) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and mask, padded on the right to the longest."""
@@ -321,3 +319,19 @@ def _functions_with_two_bodies(cache: TokenCache) -> IntArray:
     different = cache.bodies[1:] != cache.bodies[:-1]
     within = cache.functions[1:] == cache.functions[:-1]
     return np.unique(cache.functions[1:][different & within]).astype(np.int64)
+
+
+def body_clusters(functions: IntArray, bodies: IntArray) -> IntArray:
+    """The cluster of each function, of documents' functions (0 to n - 1) and bodies.
+
+    Functions that a chain of equal bodies joins have the same cluster.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    num_functions = int(functions.max()) + 1
+    _, numbers = np.unique(bodies, return_inverse=True)
+    num_nodes = num_functions + int(numbers.max()) + 1
+    edges = (np.ones(len(bodies), dtype=bool), (functions, num_functions + numbers))
+    clusters = connected_components(coo_array(edges, shape=(num_nodes, num_nodes)), directed=False)[1]
+    return np.asarray(clusters[:num_functions], dtype=np.int64)

@@ -129,6 +129,12 @@ def all_gather_objects(value: ResultT) -> list[ResultT]:
     return gathered
 
 
+def subgroup(size: int) -> c10d.ProcessGroup:
+    """The group of `size` neighbouring ranks that this one is in; all ranks call it together."""
+    group: c10d.ProcessGroup = c10d.new_subgroups(size, timeout=_TIMEOUT)[0]  # type: ignore[no-untyped-call]
+    return group
+
+
 def barrier() -> None:
     """Wait until every rank is here."""
     c10d.barrier()

@@ -34,20 +34,32 @@ def samples_per_step(stage: StageConfig) -> int:
     return stage.rows_per_step
 
 
-def accumulation(stage: StageConfig, world_size: int) -> int:
+def ranks_per_row(config: TrainConfig, stage: StageConfig) -> int:
+    """Ranks that split each row of a stage among them."""
+    return 1 if stage.objective == "contrastive" else config.engine.sequence_parallel
+
+
+def accumulation(config: TrainConfig, stage: StageConfig, world_size: int) -> int:
     """Micro-steps in one optimizer step of a rank.
 
     Raises:
         LaunchError: the step's rows or functions cannot be shared out evenly over the ranks.
     """
-    samples = samples_per_step(stage)
-    if samples % world_size:
-        key = "embedding.functions_per_step" if stage.objective == "contrastive" else "rows_per_step"
+    sharing, samples = ranks_per_row(config, stage), samples_per_step(stage)
+    if world_size % sharing:
         raise LaunchError(
-            f"stage {stage.name!r}: {key} is {samples}, which {world_size} ranks cannot share evenly",
-            remedy=f"make it a multiple of {world_size}, or start another number of ranks",
+            f"engine.sequence_parallel is {sharing}, which does not divide {world_size} ranks",
+            remedy=f"start a multiple of {sharing} ranks",
         )
-    return -(-samples // world_size // stage.micro_rows)
+    groups = world_size // sharing
+    if samples % groups:
+        key = "embedding.functions_per_step" if stage.objective == "contrastive" else "rows_per_step"
+        who = f"{groups} ranks" if sharing == 1 else f"{groups} groups of {sharing} ranks"
+        raise LaunchError(
+            f"stage {stage.name!r}: {key} is {samples}, which {who} cannot share evenly",
+            remedy=f"make it a multiple of {groups}, or start another number of ranks",
+        )
+    return -(-samples // groups // stage.micro_rows)
 
 
 def deepspeed_config(config: TrainConfig, stage: StageConfig, world_size: int) -> dict[str, Any]:
@@ -69,7 +81,7 @@ def deepspeed_config(config: TrainConfig, stage: StageConfig, world_size: int) -
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     derived: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": stage.micro_rows,
-        "gradient_accumulation_steps": accumulation(stage, world_size),
+        "gradient_accumulation_steps": accumulation(config, stage, world_size),
         "gradient_clipping": stage.optimizer.clip_norm,
         "optimizer": _optimizer(stage.optimizer),
         "bf16": {"enabled": bf16},
@@ -119,7 +131,7 @@ class Engine:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.module = module
         self.world = world
-        self.accumulation = accumulation(stage, world.size)
+        self.accumulation = accumulation(config, stage, world.size)
         try:
             self._engine = deepspeed.initialize(
                 model=module,

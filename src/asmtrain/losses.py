@@ -1,10 +1,9 @@
 """The losses: logits or vectors in, a scalar in fp32 out.
 
-`token_loss_sum` is a sum, not a mean: the trainer divides by the tokens of all ranks and micro-steps.
-`info_nce` is a mean over the rows given to it; the mean of its values over ranks of equal size is what one
-process computes over all rows.
+`token_losses` are summed by the trainer, which divides by the tokens of all ranks and micro-steps.
+`info_nce` is a mean over the functions of all ranks, whose vectors it is given whole.
 
-Shapes: B rows, T tokens, V vocabulary, N functions of this rank, M functions of all ranks, D vector length.
+Shapes: B rows, T tokens, V vocabulary, M functions of all ranks, D vector length.
 """
 
 import torch
@@ -14,13 +13,21 @@ IGNORE = -100
 """Label of a token that is not predicted: a document's first, and padding."""
 
 
-def token_loss_sum(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
-    """Sum of the cross entropy over the tokens whose label is not IGNORE.
+def next_tokens(labels_BT: torch.Tensor) -> torch.Tensor:
+    """What each place predicts: the label behind it, IGNORE at the end of a row."""
+    return F.pad(labels_BT[:, 1:], (0, 1), value=IGNORE)
 
-    Labels are aligned with the input ids; the shift is done here: the logits at t-1 predict the label at t.
-    """
-    logits = logits_BTV[:, :-1].flatten(0, 1).float()
-    return F.cross_entropy(logits, labels_BT[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum")
+
+def token_losses(logits_BTV: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+    """Cross entropy of what each place predicts, (B, T); 0 where its target is IGNORE."""
+    logits = logits_BTV.flatten(0, 1).float()
+    losses = F.cross_entropy(logits, targets_BT.flatten(), ignore_index=IGNORE, reduction="none")
+    return losses.view_as(targets_BT)
+
+
+def token_loss_sum(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
+    """Sum over labels aligned with the input ids: the logits at t-1 predict the label at t."""
+    return token_losses(logits_BTV, next_tokens(labels_BT)).sum()
 
 
 def num_predicted(labels_BT: torch.Tensor) -> int:
@@ -29,36 +36,17 @@ def num_predicted(labels_BT: torch.Tensor) -> int:
 
 
 def info_nce(
-    left_ND: torch.Tensor,
-    right_ND: torch.Tensor,
-    *,
-    all_left_MD: torch.Tensor,
-    all_right_MD: torch.Tensor,
-    all_functions_M: torch.Tensor,
-    all_left_bodies_M: torch.Tensor,
-    all_right_bodies_M: torch.Tensor,
-    offset: int,
-    temperature: float,
+    left_MD: torch.Tensor, right_MD: torch.Tensor, clusters_M: torch.Tensor, *, temperature: float
 ) -> torch.Tensor:
-    """Symmetric InfoNCE (van den Oord et al. 2018, eq. 4) of unit vectors, a mean over N functions.
+    """Symmetric InfoNCE (van den Oord et al. 2018, eq. 4) of unit vectors, a mean over M functions.
 
-    Row i of this rank is row `offset + i` of the gathered tensors. A candidate is no negative, and masked,
-    when it is of the query's function or its body equals either body of the positive pair.
+    Rows of equal number are a positive pair. Functions of one cluster are no negatives of each other.
     """
-    own_N = torch.arange(offset, offset + len(left_ND), device=left_ND.device)
-    left_bodies_N, right_bodies_N = all_left_bodies_M[own_N], all_right_bodies_M[own_N]
-    same_function_NM = all_functions_M[own_N, None] == all_functions_M
-    total = left_ND.new_zeros((), dtype=torch.float32)
-    for query_ND, candidates_MD, bodies_M in (
-        (left_ND, all_right_MD, all_right_bodies_M),
-        (right_ND, all_left_MD, all_left_bodies_M),
-    ):
-        masked_NM = same_function_NM | _equals_either(bodies_M, left_bodies_N, right_bodies_N)
-        masked_NM = masked_NM.scatter(1, own_N[:, None], False)  # the positive itself stays
-        logits_NM = (query_ND @ candidates_MD.T).float() / temperature
-        total = total + F.cross_entropy(logits_NM.masked_fill(masked_NM, float("-inf")), own_N)
+    own_M = torch.arange(len(left_MD), device=left_MD.device)
+    masked_MM = clusters_M[:, None] == clusters_M
+    masked_MM.fill_diagonal_(False)  # the positive itself stays
+    total = left_MD.new_zeros((), dtype=torch.float32)
+    for query_MD, candidates_MD in ((left_MD, right_MD), (right_MD, left_MD)):
+        logits_MM = (query_MD @ candidates_MD.T).float() / temperature
+        total = total + F.cross_entropy(logits_MM.masked_fill(masked_MM, float("-inf")), own_M)
     return total / 2
-
-
-def _equals_either(bodies_M: torch.Tensor, first_N: torch.Tensor, second_N: torch.Tensor) -> torch.Tensor:
-    return (bodies_M == first_N[:, None]) | (bodies_M == second_N[:, None])

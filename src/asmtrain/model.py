@@ -6,7 +6,7 @@ takes the finished module over. Counting allocates nothing: it builds the same m
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,6 +22,8 @@ from transformers.utils import logging as transformers_logging
 from asmtrain.config import Dtype, EmbeddingConfig, Full, Lora, ModelConfig, ShapeConfig
 from asmtrain.embedding import EmbeddingHead
 from asmtrain.errors import ConfigError, ModelError
+from asmtrain.losses import token_losses
+from asmtrain.ulysses import RowShare
 from asmtrain.weights import WEIGHTS_FILE
 
 LanguageModel: TypeAlias = PreTrainedModel | PeftModel
@@ -31,6 +33,36 @@ HEAD_FILE = "embedding_head.safetensors"
 ADAPTER_FILE = "adapter_model.safetensors"
 NEW_TOKENS = "assembly_tokens"
 """Key in config.json of an extended base: the first of its new tokens, and the one after the last."""
+
+
+class TokenLossModel(nn.Module):
+    """A language model that gives the loss of each token of packed rows in place of its logits."""
+
+    def __init__(self, lm: LanguageModel) -> None:
+        super().__init__()
+        self.lm = lm
+
+    def forward(
+        self,
+        ids_BT: torch.Tensor,
+        position_ids_BT: torch.Tensor,
+        targets_BT: torch.Tensor,
+        document_lengths: Sequence[int],
+        share: RowShare | None = None,
+    ) -> torch.Tensor:
+        """losses_BT, 0 where a place has no target; `document_lengths` as in `attention`.
+
+        With the `share` of a group of ranks, T is this rank's span; lengths are always those of whole rows.
+        """
+        # No mask and no cache: with either, position ids would not keep packed documents apart.
+        output = self.lm(
+            input_ids=ids_BT,
+            position_ids=position_ids_BT,
+            use_cache=False,
+            document_lengths=document_lengths,
+            share=share,
+        )
+        return token_losses(output.logits, targets_BT)
 
 
 class EmbeddingModel(nn.Module):

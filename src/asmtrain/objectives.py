@@ -1,11 +1,11 @@
 """The objectives: a step's number in, the gradients of its loss left in the engine.
 
 Invariant: the loss, and so its gradient, is that of all micro-batches of all ranks taken together: a mean
-over tokens for `causal_lm`, over the answers' tokens for `sft`, over functions with every other function as
-a negative for `contrastive`. It does not depend on how the step was cut into ranks and micro-batches. Cost:
-one forward and backward pass a micro-batch. A contrastive step keeps the activations of all its
-micro-batches; where the model recomputes activations, and at ZeRO 3, it keeps those of one at the price of
-another forward pass.
+over tokens for `causal_lm`, over the answers' tokens for `sft`, over functions for `contrastive`, where every
+function of another body cluster is a negative. It does not depend on how the step was cut into ranks and
+micro-batches. Cost: one forward and backward pass a micro-batch. A contrastive step keeps the activations of
+all its micro-batches; where the model recomputes activations, and at ZeRO 3, it keeps those of one at the
+price of another forward pass.
 
 Shapes: B functions of a micro-batch, N of a rank, M of all ranks, T tokens, D vector length; the two variants
 of a function are the first dimension, 2.
@@ -28,8 +28,9 @@ from asmtrain.engine import Engine
 from asmtrain.errors import ConfigError
 from asmtrain.fitting import describe, report
 from asmtrain.isolation import check_isolation
-from asmtrain.losses import info_nce, num_predicted, token_loss_sum
+from asmtrain.losses import IGNORE, info_nce, next_tokens, num_predicted
 from asmtrain.stage import Stage
+from asmtrain.ulysses import WHOLE, RowShare
 from corpus_builder.errors import EmptyCorpus
 from corpus_builder.shards import atomic_output
 
@@ -52,7 +53,9 @@ class CausalLM:
         stage = self._stage
         batch = to_device(self._batches.step(step)[0], stage.world.device)
         stage.engine.train(False)
-        check_isolation(lambda rows: _logits(stage.engine, rows), batch, dtype=stage.run.model.dtype)
+        check_isolation(
+            lambda rows: _whole_losses(stage.engine, rows, stage.share), batch, dtype=stage.run.model.dtype
+        )
         stage.engine.train(True)
 
     def backward(self, step: int) -> tuple[float, int]:
@@ -61,7 +64,7 @@ class CausalLM:
         started = time.perf_counter()
         batches = [to_device(batch, stage.world.device) for batch in self._batches.step(step)]
         self.data_s = time.perf_counter() - started
-        return causal_lm_backward(stage.engine, batches)
+        return causal_lm_backward(stage.engine, batches, stage.share)
 
     def keys(self, step: int) -> list[str]:
         """The functions that a step reads on all ranks."""
@@ -77,7 +80,7 @@ class CausalLM:
         stage.engine.train(False)
         batches = [to_device(batch, stage.world.device) for batch in rows.evaluation(stage.config.eval_rows)]
         with torch.no_grad():
-            return causal_lm_loss(stage.engine, batches)
+            return causal_lm_loss(stage.engine, batches, stage.share)
 
     def _rows(self, split: str) -> RowBatches:
         config = self._stage.config
@@ -92,8 +95,8 @@ class CausalLM:
             micro_rows=config.micro_rows,
             seed=self._stage.run.seed,
             too_long=config.too_long if self._is_sft else "split",
-            rank=self._stage.world.rank,
-            world=self._stage.world.size,
+            rank=self._stage.world.rank // self._stage.share.size,
+            world=self._stage.world.size // self._stage.share.size,
         )
 
 
@@ -183,47 +186,51 @@ def _report_examples(stage: Stage, split: str, caches: Sequence[TokenCache]) -> 
         stream.write((json.dumps(parts, indent=1) + "\n").encode())
 
 
-def causal_lm_backward(engine: Engine, batches: Sequence[RowBatch]) -> tuple[float, int]:
-    """Gradients of the mean cross entropy over the predicted tokens of all ranks and micro-batches."""
-    predicted, read = (int(count) for count in dist.all_reduce_sum(_counts(engine, batches)))
+def causal_lm_backward(
+    engine: Engine, batches: Sequence[RowBatch], share: RowShare = WHOLE
+) -> tuple[float, int]:
+    """Gradients of the mean cross entropy over the predicted tokens of all ranks and micro-batches.
+
+    Ranks that share rows are given the same batches; returns the loss and the tokens read.
+    """
+    predicted, read = _counts(engine, batches, share)
     loss = torch.zeros((), device=engine.world.device)
     for batch in batches:
-        part = _token_loss(engine, batch) / max(predicted, 1)
+        part = _losses(engine, batch, share).sum() / max(predicted, 1)
         engine.backward(part)
         loss += part.detach()
     return float(dist.all_reduce_sum(loss)), read
 
 
-def causal_lm_loss(engine: Engine, batches: Sequence[RowBatch]) -> float:
+def causal_lm_loss(engine: Engine, batches: Sequence[RowBatch], share: RowShare = WHOLE) -> float:
     """The same mean, without gradients."""
     total = torch.zeros((), device=engine.world.device)
     for batch in batches:
-        total += _token_loss(engine, batch)
-    predicted = dist.all_reduce_sum(_counts(engine, batches))[0]
-    return float(dist.all_reduce_sum(total) / predicted.clamp(min=1))
+        total += _losses(engine, batch, share).sum()
+    return float(dist.all_reduce_sum(total)) / max(_counts(engine, batches, share)[0], 1)
 
 
-def _counts(engine: Engine, batches: Sequence[RowBatch]) -> torch.Tensor:
-    """Tokens that this rank's batches predict, and tokens in them."""
+def _counts(engine: Engine, batches: Sequence[RowBatch], share: RowShare) -> tuple[int, int]:
+    """Tokens that the batches of all ranks predict, and tokens in them; shared rows count once."""
     predicted = sum(num_predicted(batch.labels_BT) for batch in batches)
     read = sum(int((batch.document_ids_BT >= 0).sum()) for batch in batches)
-    return torch.tensor([predicted, read], device=engine.world.device)
+    counts = dist.all_reduce_sum(torch.tensor([predicted, read], device=engine.world.device))
+    return int(counts[0]) // share.size, int(counts[1]) // share.size
 
 
-def _token_loss(engine: Engine, batch: RowBatch) -> torch.Tensor:
-    return token_loss_sum(_logits(engine, batch), batch.labels_BT)
+def _losses(engine: Engine, batch: RowBatch, share: RowShare) -> torch.Tensor:
+    """The losses of this rank's span of the rows, (B, T / ranks that share them)."""
+    sides = (batch.ids_BT, batch.position_ids_BT, next_tokens(batch.labels_BT))
+    lengths = document_lengths(batch.document_ids_BT)
+    losses_BS: torch.Tensor = engine(*(share.part(side_BT) for side_BT in sides), lengths, share)
+    return losses_BS
 
 
-def _logits(engine: Engine, batch: RowBatch) -> torch.Tensor:
-    # No mask and no cache: with either, position ids would not keep packed documents apart.
-    output = engine(
-        input_ids=batch.ids_BT,
-        position_ids=batch.position_ids_BT,
-        use_cache=False,
-        document_lengths=document_lengths(batch.document_ids_BT),
-    )
-    logits_BTV: torch.Tensor = output.logits
-    return logits_BTV
+def _whole_losses(engine: Engine, batch: RowBatch, share: RowShare) -> torch.Tensor:
+    """The losses of rows of any length, whole on every rank that shares them."""
+    fillings = {"ids_BT": 0, "position_ids_BT": 0, "labels_BT": IGNORE, "document_ids_BT": -1}
+    padded = RowBatch(**{name: share.pad(getattr(batch, name), value) for name, value in fillings.items()})
+    return share.whole(_losses(engine, padded, share))[:, : batch.ids_BT.shape[1]]
 
 
 def contrastive_backward(
@@ -276,17 +283,8 @@ def _vector_gradients(
     """The loss over all ranks, and its gradient with respect to each micro-batch's own (2, B, D) vectors."""
     own_2ND = torch.cat(list(vectors), dim=1).float()
     left_MD, right_MD = (dist.all_gather_rows(side_ND).requires_grad_() for side_ND in own_2ND)
-    loss = info_nce(
-        left_MD,
-        right_MD,
-        all_left_MD=left_MD,
-        all_right_MD=right_MD,
-        all_functions_M=dist.all_gather_rows(torch.cat([batch.functions_B for batch in batches])),
-        all_left_bodies_M=dist.all_gather_rows(torch.cat([batch.left_bodies_B for batch in batches])),
-        all_right_bodies_M=dist.all_gather_rows(torch.cat([batch.right_bodies_B for batch in batches])),
-        offset=0,
-        temperature=temperature,
-    )
+    clusters_M = dist.all_gather_rows(torch.cat([batch.clusters_B for batch in batches]))
+    loss = info_nce(left_MD, right_MD, clusters_M, temperature=temperature)
     gradients_2MD = torch.stack(torch.autograd.grad(loss, (left_MD, right_MD)))
     num_own = own_2ND.shape[1]
     own_gradients = gradients_2MD.narrow(1, engine.world.rank * num_own, num_own)

@@ -19,13 +19,14 @@ from asmtrain.checkpoint import CheckpointState, StageResult
 from asmtrain.config import Lora, StageConfig, TokenizerConfig, TrainConfig
 from asmtrain.dist import World
 from asmtrain.embedding import EmbeddingHead
-from asmtrain.engine import Engine, accumulation
-from asmtrain.errors import CheckpointError, ModelError
+from asmtrain.engine import Engine, accumulation, ranks_per_row
+from asmtrain.errors import CheckpointError, ConfigError, ModelError
 from asmtrain.examples import check_chat_template, tokenizer_texts
 from asmtrain.model import (
     DTYPES,
     EmbeddingModel,
     LanguageModel,
+    TokenLossModel,
     attach_lora,
     backbone,
     check_model,
@@ -40,6 +41,7 @@ from asmtrain.model import (
     write_weights,
 )
 from asmtrain.tokens import load_tokenizer, train_tokenizer
+from asmtrain.ulysses import RowShare, row_share
 from asmtrain.vocabulary import extend_tokenizer, num_ids, write_extended_base
 from corpus_builder.shards import load_index, read_split, shard_paths
 
@@ -60,6 +62,8 @@ class Stage:
     corpora: dict[str, str]
     """Corpus folder to its index's sha256."""
     engine: Engine
+    share: RowShare
+    """This rank's span of packed rows."""
 
     @property
     def config(self) -> StageConfig:
@@ -70,7 +74,7 @@ class Stage:
 def prepare_run(config: TrainConfig, world_size: int) -> None:
     """Claim the run folder; make its tokenizer and, for a new model, its first weights. On rank 0 alone."""
     for stage in config.stages:
-        accumulation(stage, world_size)
+        accumulation(config, stage, world_size)
         for part in stage.data:
             shard_paths(part.corpus, "train")
     checkpoint.claim(config.run, config)
@@ -166,11 +170,14 @@ def start_stage(config: TrainConfig, index: int, world: World, tokenizer: Any) -
     set_trainable(model, settings.trainable, headless=settings.objective == "contrastive")
     if config.model.gradient_checkpointing:
         enable_recompute(model)
-    if head is None and world.device.type == "cpu":  # on GPUs not measured yet
+    sharing = ranks_per_row(config, settings)
+    _check_heads(model, sharing)
+    if head is None and (world.device.type == "cpu" or sharing > 1):  # on GPUs not measured yet
         use_within_documents(model)
-    module = model if head is None else EmbeddingModel(model, head)
+    module = TokenLossModel(model) if head is None else EmbeddingModel(model, head)
     engine = Engine(module, config, settings, world=world)
-    stage = Stage(config, index, world, tokenizer, model, head, base, corpora, engine)
+    share = row_share(world, sharing)
+    stage = Stage(config, index, world, tokenizer, model, head, base, corpora, engine, share)
     torch.manual_seed((config.seed + index) * world.size + world.rank)
     return stage, _go_on(stage, resume) if resume else 0
 
@@ -209,6 +216,15 @@ def _check_vocabulary(model: LanguageModel, tokenizer: Any) -> None:
         raise ModelError(
             f"the tokenizer has {len(tokenizer)} tokens, the model only {vocab_size}",
             remedy="use the tokenizer that came with the model",
+        )
+
+
+def _check_heads(model: LanguageModel, sharing: int) -> None:
+    heads = backbone(model).config.num_attention_heads
+    if heads % sharing:
+        raise ConfigError(
+            f"engine.sequence_parallel is {sharing}, which does not divide the {heads} attention heads",
+            remedy=f"use a divisor of {heads}",
         )
 
 

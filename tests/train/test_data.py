@@ -10,10 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from asmtrain.cache import TokenCache, build_cache
 from asmtrain.config import DataConfig
-from asmtrain.data import PairBatch, PairBatches, RowBatch, RowBatches, cut_keeping_end, to_device
+from asmtrain.data import (
+    PairBatch,
+    PairBatches,
+    RowBatch,
+    RowBatches,
+    body_clusters,
+    cut_keeping_end,
+    to_device,
+)
 from asmtrain.errors import ConfigError, LaunchError
 from asmtrain.losses import IGNORE
 from asmtrain.tokens import documents
@@ -257,9 +267,10 @@ class TestPairs:
             tokens = tuple(cut_keeping_end(cache.tokens(number), 48).tolist())
             texts.setdefault(tokens, set()).add(int(cache.functions[number]))
         for index in range(12):
+            drawn = batches._draw(index)
+            assert (cache.bodies[drawn[:, 0]] != cache.bodies[drawn[:, 1]]).all()
             functions = []
             for batch in batches.step(index):
-                assert (batch.left_bodies_B != batch.right_bodies_B).all()
                 functions += batch.functions_B.tolist()
                 for ids, mask in (
                     (batch.left_ids_BT, batch.left_mask_BT),
@@ -303,7 +314,11 @@ class TestPairs:
         self, caches: list[TokenCache], world: int
     ) -> None:
         def contents(parts: list[PairBatch]) -> list[tuple[int, int, int]]:
-            marks = [(part.functions_B, part.left_bodies_B, part.right_bodies_B) for part in parts]
+            marks = [
+                (part.functions_B, part.left_ids_BT.mul(part.left_mask_BT).sum(1),
+                 part.right_ids_BT.mul(part.right_mask_BT).sum(1))
+                for part in parts
+            ]  # fmt: skip
             return sorted(row for mark in marks for row in torch.stack(mark, dim=1).tolist())
 
         for index in (0, 7):
@@ -334,6 +349,19 @@ class TestPairs:
         assert set(pairs(cache, functions_per_step=1).functions.tolist()) == several
         with pytest.raises(ConfigError, match=f"only {len(several)} functions"):
             pairs(cache, functions_per_step=len(several) + 1)
+
+
+@given(st.lists(st.lists(st.integers(0, 12), min_size=1, max_size=3), min_size=1, max_size=12))
+def test_clusters_join_functions_over_chains_of_equal_bodies(bodies: list[list[int]]) -> None:
+    """Against a naive search: as long as anything may change, functions take the lowest of a body's."""
+    lowest = list(range(len(bodies)))
+    for _ in bodies:
+        for function, own in enumerate(bodies):
+            joined = [other for other, theirs in enumerate(bodies) if set(own) & set(theirs)]
+            lowest[function] = min(lowest[other] for other in joined)
+    functions = np.repeat(np.arange(len(bodies)), [len(own) for own in bodies])
+    found = body_clusters(functions, np.array([body for own in bodies for body in own])).tolist()
+    assert [found.index(cluster) for cluster in found] == lowest
 
 
 def test_cutting_equals_the_tokenizers_own(

@@ -18,6 +18,7 @@ from asmtrain.engine import Engine
 from asmtrain.losses import info_nce, num_predicted, token_loss_sum
 from asmtrain.model import (
     EmbeddingModel,
+    TokenLossModel,
     attach_lora,
     enable_recompute,
     llama_config,
@@ -139,17 +140,7 @@ def _contrastive_reference(cache: Any, trainable: Full | Lora) -> list[tuple[flo
         (batch,) = pairs.step(step)
         left = model(batch.left_ids_BT, batch.left_mask_BT)
         right = model(batch.right_ids_BT, batch.right_mask_BT)
-        return info_nce(
-            left,
-            right,
-            all_left_MD=left,
-            all_right_MD=right,
-            all_functions_M=batch.functions_B,
-            all_left_bodies_M=batch.left_bodies_B,
-            all_right_bodies_M=batch.right_bodies_B,
-            offset=0,
-            temperature=EMBEDDING.temperature,
-        )
+        return info_nce(left, right, batch.clusters_B, temperature=EMBEDDING.temperature)
 
     return _reference(model, loss_of)
 
@@ -165,7 +156,8 @@ def _train(world: Any, cache: Any, case: tuple[str, str, int, str]) -> dict[str,
     batches = (_pairs if contrastive else _rows)(cache, world.rank, world.size)
 
     def start(weights: dict[str, torch.Tensor] | None = None) -> Engine:
-        module = _model(trainable, dtype=dtype, contrastive=contrastive)
+        model = _model(trainable, dtype=dtype, contrastive=contrastive)
+        module = model if contrastive else TokenLossModel(model)
         if weights is not None:
             module.load_state_dict(weights, strict=False)
         return Engine(module, config, config.stages[0], world=world)

@@ -12,6 +12,7 @@ from torch import nn
 
 from asmtrain.data import RowBatch, RowBatches, build_cache
 from asmtrain.isolation import check_isolation, packing_gap
+from asmtrain.losses import next_tokens, token_losses
 from asmtrain.model import llama_config, new_model
 from ranks import on_ranks
 from test_engine import FULL, SHAPE, _config
@@ -30,7 +31,7 @@ def forward_of(model: nn.Module, **named: Callable[[RowBatch], Any]) -> Callable
     def forward(rows: RowBatch) -> torch.Tensor:
         arguments = {"position_ids": rows.position_ids_BT, "use_cache": False}
         arguments |= {name: value(rows) for name, value in named.items()}
-        return model(input_ids=rows.ids_BT, **arguments).logits
+        return token_losses(model(input_ids=rows.ids_BT, **arguments).logits, next_tokens(rows.labels_BT))
 
     return forward
 

@@ -1,18 +1,14 @@
-"""The losses against naive versions, and contrastive training over two real gloo processes."""
+"""The losses against naive versions."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as c10d
-import torch.multiprocessing as mp
 from torch import nn
 
-from asmtrain.dist import all_gather_rows
 from asmtrain.losses import IGNORE, info_nce, num_predicted, token_loss_sum
 
-NUM, WIDTH, DIM = 8, 6, 4
+NUM, DIM = 8, 4
 TEMPERATURE = 0.1
 
 
@@ -50,124 +46,38 @@ def unit_vectors(seed: int, *, dtype: torch.dtype = torch.float64) -> torch.Tens
     return nn.functional.normalize(torch.randn(NUM, DIM, generator=generator, dtype=dtype), dim=-1)
 
 
-def marks() -> dict[str, torch.Tensor]:
-    """Functions 2 and 5 are one; body 100 stands in functions 0 and 3, on different sides."""
-    return {
-        "all_functions_M": torch.tensor([0, 1, 2, 3, 4, 2, 6, 7]),
-        "all_left_bodies_M": torch.tensor([100, 11, 12, 13, 14, 15, 16, 17]),
-        "all_right_bodies_M": torch.tensor([20, 21, 22, 100, 24, 25, 26, 27]),
-    }
+CLUSTERS = torch.tensor([0, 1, 2, 0, 4, 2, 6, 7])
 
 
 def naive_info_nce(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Query by query, candidate by candidate."""
-    functions, left_bodies, right_bodies = (item.tolist() for item in marks().values())
     losses = []
-    for query, candidates, bodies in ((left, right, right_bodies), (right, left, left_bodies)):
+    for query, candidates in ((left, right), (right, left)):
         for i in range(NUM):
-            own = {left_bodies[i], right_bodies[i]}
-            used = [
-                j for j in range(NUM) if j == i or (functions[j] != functions[i] and bodies[j] not in own)
-            ]
+            used = [j for j in range(NUM) if j == i or CLUSTERS[j] != CLUSTERS[i]]
             scores = torch.stack([query[i] @ candidates[j] / TEMPERATURE for j in used])
             losses.append(scores.logsumexp(0) - query[i] @ candidates[i] / TEMPERATURE)
     return torch.stack(losses).mean()
 
 
-def gathered_info_nce(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    return info_nce(
-        left, right, all_left_MD=left, all_right_MD=right, offset=0, temperature=TEMPERATURE, **marks()
-    )
-
-
 def test_info_nce_equals_naive_version() -> None:
     left, right = unit_vectors(0), unit_vectors(1)
-    torch.testing.assert_close(
-        gathered_info_nce(left, right).double(), naive_info_nce(left, right), rtol=1e-5, atol=0
-    )
+    loss = info_nce(left, right, CLUSTERS, temperature=TEMPERATURE)
+    torch.testing.assert_close(loss.double(), naive_info_nce(left, right), rtol=1e-5, atol=0)
 
 
-def test_equal_functions_and_bodies_are_no_negatives() -> None:
-    """Moving a masked candidate changes nothing for its query; moving another does."""
-    left, right = unit_vectors(0), unit_vectors(1)
-
-    def loss_of(row: int, candidates: torch.Tensor) -> float:
-        own = slice(row, row + 1)
-        only_left = info_nce(
-            left[own], right[own], all_left_MD=left, all_right_MD=candidates, offset=row,
-            temperature=TEMPERATURE, **marks(),
-        )  # fmt: skip
-        return float(only_left)
-
-    for row, masked in ((0, 3), (2, 5), (5, 2)):
-        moved = right.clone()
-        moved[masked] = -right[masked]
-        assert loss_of(row, moved) == loss_of(row, right)
-        moved = right.clone()
-        moved[7] = -right[7]
-        assert loss_of(row, moved) != loss_of(row, right)
+def test_no_gradient_pushes_members_of_a_cluster_apart() -> None:
+    left, right = unit_vectors(0).requires_grad_(), unit_vectors(1)
+    info_nce(left, right, CLUSTERS, temperature=TEMPERATURE).backward()
+    moved = right.clone()
+    moved[3] = -right[3]  # of function 0's cluster, so only its own query may heed it
+    again = unit_vectors(0).requires_grad_()
+    info_nce(again, moved, CLUSTERS, temperature=TEMPERATURE).backward()
+    changed = (left.grad - again.grad).abs().amax(1) > 1e-9
+    assert changed.tolist() == [False, True, True, True, True, True, True, True]
 
 
 def test_loss_of_vectors_that_say_nothing_is_log_of_the_candidates() -> None:
     same = torch.ones(NUM, DIM) / math.sqrt(DIM)
-    distinct = {name: torch.arange(NUM) + 100 * i for i, name in enumerate(marks())}
-    loss = info_nce(
-        same, same, all_left_MD=same, all_right_MD=same, offset=0, temperature=TEMPERATURE, **distinct
-    )
+    loss = info_nce(same, same, torch.arange(NUM), temperature=TEMPERATURE)
     assert loss.item() == pytest.approx(math.log(NUM))
-
-
-def encoder() -> nn.Linear:
-    torch.manual_seed(0)
-    return nn.Linear(WIDTH, DIM).double()
-
-
-def inputs() -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(2)
-    left, right = torch.randn(2, NUM, WIDTH, generator=generator, dtype=torch.float64)
-    return left, right
-
-
-def encode(model: nn.Linear, side: torch.Tensor) -> torch.Tensor:
-    return nn.functional.normalize(model(side), dim=-1)
-
-
-def rank_main(rank: int, world: int, folder: str) -> None:
-    """One rank: its functions against the gathered ones, then the loss and the mean gradient over ranks.
-
-    Gathered vectors carry no gradient, so the own rows are put back in; every rank computes the loss over all
-    functions, and the gradients with respect to the ranks' own rows add up to the whole.
-    """
-    c10d.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    model, share = encoder(), NUM // world
-    own = slice(rank * share, (rank + 1) * share)
-    vectors = [encode(model, side[own]) for side in inputs()]
-    gathered = [all_gather_rows(item.detach()) for item in vectors]
-    value = info_nce(
-        *(item.detach() for item in vectors), all_left_MD=gathered[0], all_right_MD=gathered[1],
-        offset=rank * share, temperature=TEMPERATURE, **marks(),
-    )  # fmt: skip
-    whole = [
-        item.index_copy(0, torch.arange(NUM)[own], mine) for item, mine in zip(gathered, vectors, strict=True)
-    ]
-    loss = gathered_info_nce(*whole)
-    loss.backward()
-    gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
-    c10d.all_reduce(gradient)
-    c10d.all_reduce(value)
-    if rank == 0:
-        torch.save({"mean": value / world, "loss": loss.detach(), "gradient": gradient}, f"{folder}/out.pt")
-    c10d.destroy_process_group()
-
-
-def test_two_gathered_ranks_equal_one_process(tmp_path: Path) -> None:
-    mp.spawn(rank_main, args=(2, str(tmp_path)), nprocs=2)
-    found = torch.load(tmp_path / "out.pt", weights_only=True)
-    model = encoder()
-    loss = gathered_info_nce(*(encode(model, side) for side in inputs()))
-    loss.backward()
-    gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
-    torch.testing.assert_close(found["loss"], loss.detach())
-    torch.testing.assert_close(found["mean"], loss.detach(), rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(found["gradient"], gradient, rtol=1e-6, atol=1e-7)
-    assert gradient.abs().max() > 1e-3

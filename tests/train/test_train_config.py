@@ -57,17 +57,18 @@ def test_bf16_keeps_its_sums_in_fp32() -> None:
 
 
 def test_a_step_is_cut_into_as_few_micro_steps_as_fit() -> None:
-    (stage, *_) = demo("stages.pretrain.rows_per_step=20", "stages.pretrain.micro_rows=4").stages
-    assert [accumulation(stage, ranks) for ranks in (1, 2, 4, 5)] == [5, 3, 2, 1]
+    config = demo("stages.pretrain.rows_per_step=20", "stages.pretrain.micro_rows=4")
+    assert [accumulation(config, config.stages[0], ranks) for ranks in (1, 2, 4, 5)] == [5, 3, 2, 1]
 
 
 @pytest.mark.parametrize(
     ("stage", "key"), [("pretrain", "rows_per_step"), ("embed", "embedding.functions_per_step")]
 )
 def test_a_step_that_ranks_cannot_share_is_refused(stage: str, key: str) -> None:
-    config = next(item for item in demo().stages if item.name == stage)
+    config = demo()
+    settings = next(item for item in config.stages if item.name == stage)
     with pytest.raises(LaunchError, match=f"{stage}.*{key} is .* 7 ranks") as refused:
-        accumulation(config, 7)
+        accumulation(config, settings, 7)
     assert "multiple of 7" in refused.value.remedy
 
 
