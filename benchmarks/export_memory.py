@@ -33,9 +33,7 @@ def main() -> None:
     """Make the run, export it in another process, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shard-mb", type=int, default=64, help="size of a shard, 10**6 bytes")
-    parser.add_argument(
-        "--folder", type=Path, help="for 16 shards, instead of a temporary one"
-    )
+    parser.add_argument("--folder", type=Path, help="for 16 shards, instead of a temporary one")
     parser.add_argument("--save", action="store_true")
     parser.add_argument("--export", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -123,7 +123,6 @@ def test_fp32_keeps_what_bf16_rounds_away(tmp_path: Path, kind: str) -> None:
             else:  # rounded once, to the nearest
                 torch.testing.assert_close(tensor, exact[name].bfloat16(), rtol=2**-7, atol=1e-6)
     assert kept["fp32"]["update_kept"] == pytest.approx(1, abs=1e-6)
-    assert abs(kept["bf16"]["update_kept"] - 1) > 1e-5
     assert kept["bf16"]["weights_moved"] < kept["fp32"]["weights_moved"]
 
 
