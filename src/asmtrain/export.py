@@ -36,7 +36,7 @@ from asmtrain.config import Dtype
 from asmtrain.encoder import embed_texts, load_encoder, write_layout
 from asmtrain.errors import CheckpointError, ExportError
 from asmtrain.merge import check_adapter, write_merged
-from asmtrain.model import ADAPTER_FILE, HEAD_FILE, EmbeddingModel
+from asmtrain.model import ADAPTER_FILE, DTYPES, HEAD_FILE, EmbeddingModel
 from asmtrain.provenance import provenance
 from asmtrain.tokens import load_tokenizer
 from asmtrain.weights import TensorFiles, refuse_unsound
@@ -143,7 +143,9 @@ def export_merged(sources: Sources, folder: Path, options: Options) -> Figures:
         if options.probe:
             expected = _probe(load_stage_result(sources.lm)[0], tokenizer)
             merged = AutoModelForCausalLM.from_pretrained(draft, dtype="auto")
-            figures |= _compare_logits(_probe(merged, tokenizer), expected, sources.lm, folder)
+            figures |= _compare_logits(
+                _probe(merged, tokenizer), expected, _coarser(read_result(sources.lm).dtype, options), folder
+            )
         _write_provenance(draft, sources, sources.lm, figures)
     return figures
 
@@ -165,7 +167,7 @@ def export_adapter(sources: Sources, folder: Path, options: Options) -> Figures:
         if options.probe:
             expected = _probe(load_stage_result(sources.lm)[0], tokenizer)
             found = _probe(_load_peft(base, draft), tokenizer)
-            figures = _compare_logits(found, expected, sources.lm, folder)
+            figures = _compare_logits(found, expected, result.dtype, folder)
         _write_provenance(draft, sources, sources.lm, figures)
     return figures
 
@@ -185,25 +187,28 @@ def export_embedding(sources: Sources, folder: Path, options: Options) -> Figure
             sources.embedding, draft, dtype=options.dtype, shard_bytes=options.shard_bytes, headless=True
         )
         _portable(tokenizer, max_tokens).save_pretrained(draft)
-        write_layout(draft, hidden_size=_write_dense(sources.embedding, draft), settings=result.embedding)
+        dtype = DTYPES[options.dtype or result.dtype]
+        width = _write_dense(sources.embedding, draft, dtype)
+        write_layout(draft, hidden_size=width, settings=result.embedding)
         if options.probe:
             model, head = load_stage_result(sources.embedding)
             assert head is not None
             expected = _trainer_vectors(EmbeddingModel(model, head).eval(), tokenizer, max_tokens)
             del model
             gc.collect()
-            figures |= _compare_vectors(draft, expected, VECTOR_BOUND[result.dtype], folder)
+            bound = VECTOR_BOUND[_coarser(result.dtype, options)]
+            figures |= _compare_vectors(draft, expected, bound, folder)
         _write_provenance(draft, sources, sources.embedding, figures)
     return figures
 
 
-def _write_dense(stage: Path, draft: Path) -> int:
+def _write_dense(stage: Path, draft: Path, dtype: torch.dtype) -> int:
     """Write the embedding head's matrix where sentence-transformers looks for it; returns its width."""
     head = TensorFiles([stage / HEAD_FILE])
     weight = head.whole("dense.weight")
     refuse_unsound("dense.weight", weight, head.shapes["dense.weight"])
     (draft / "2_Dense").mkdir()
-    save_file({"linear.weight": weight}, draft / "2_Dense" / "model.safetensors")
+    save_file({"linear.weight": weight.to(dtype)}, draft / "2_Dense" / "model.safetensors")
     return weight.shape[1]
 
 
@@ -240,10 +245,15 @@ def _probe(model: torch.nn.Module, tokenizer: Any) -> list[torch.Tensor]:
     return [model(input_ids=ids_1T, use_cache=False).logits.float() for ids_1T in ids]
 
 
+def _coarser(trained: Dtype, options: Options) -> Dtype:
+    """Of the dtypes that a comparison is between, the one that bounds it."""
+    return "bf16" if "bf16" in (trained, options.dtype) else "fp32"
+
+
 def _compare_logits(
-    found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], stage: Path, folder: Path
+    found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], dtype: Dtype, folder: Path
 ) -> Figures:
-    bound = LOGIT_BOUND[read_result(stage).dtype]
+    bound = LOGIT_BOUND[dtype]
     difference = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
     scale = max(float(item.abs().max()) for item in expected)
     if not difference <= bound * scale:

@@ -21,6 +21,7 @@ from corpus_builder.shards import read_split
 from runs import make_run
 
 PROBE = export.Options(probe=True)
+EXPORTED = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +144,16 @@ def test_bf16_keeps_its_dtype_and_says_what_rounding_cost(
     assert verified["update_kept"] == pytest.approx(1, abs=0.3)
     library = SentenceTransformer(str(run / "export" / "embedding"), device="cpu").encode(views)
     np.testing.assert_allclose(np.float32(library), trainer_vectors(run, views), atol=2e-2)
+
+
+@pytest.mark.parametrize(("trained", "asked"), [("bf16", "fp32"), ("fp32", "bf16")])
+def test_the_dtype_that_is_asked_for(tiny_tokenizer: Any, tmp_path: Path, trained: str, asked: Any) -> None:
+    run = make_run(tmp_path, tiny_tokenizer, dtype=trained)
+    export.run(run, options=export.Options(dtype=asked, probe=True))
+    for name in ("merged", "embedding"):
+        stored = load_file(run / "export" / name / "model.safetensors")
+        assert {tensor.dtype for tensor in stored.values()} == {getattr(torch, EXPORTED[asked])}
+        assert json.loads((run / "export" / name / "config.json").read_bytes())["dtype"] == EXPORTED[asked]
 
 
 def test_a_checkpoint_exports_like_a_stage(run: Path, tmp_path: Path) -> None:
