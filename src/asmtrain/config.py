@@ -68,6 +68,10 @@ class ModelConfig(ConfigModel):
     """Required without `path`; beside `path` it lets `--dry-run` work before the weights are there."""
     dtype: Dtype = "fp32"
     """Of the weights and the computation; `path` models keep it in their exports."""
+    assembly_tokens: Annotated[int, Field(ge=0)] = 0
+    """Up to so many tokens added to the vocabulary of `path`: mnemonics, registers and other pieces of
+    assembly that shorten the functions of the first stage's corpus (or `tokenizer.corpus`) most. Every stage
+    trains their rows, with LoRA too."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more compute."""
     chat_template: str | None = None
@@ -90,11 +94,17 @@ class ModelConfig(ConfigModel):
     def _one_origin(self) -> "ModelConfig":
         if self.path is None and self.shape is None:
             raise ValueError("give `path` (a Hugging Face model folder) or `shape` (a new model)")
+        if self.path is None and self.assembly_tokens:
+            raise ValueError(
+                "`assembly_tokens` extends the vocabulary of `path`; a new model's is all assembly:"
+                " set `shape.vocab_size`"
+            )
         return self
 
 
 class TokenizerConfig(ConfigModel):
-    """How the tokenizer of a new model is trained; a model with `path` brings its own."""
+    """How the tokenizer of a new model is trained; a model with `path` brings its own, and learns from here
+    no more than its `assembly_tokens`."""
 
     corpus: Path
     """Corpus whose training split it learns from."""
@@ -146,6 +156,10 @@ class Lora(ConfigModel):
     rank: Positive = 16
     alpha: Annotated[float, Field(gt=0)] = 32.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    rslora: bool = False
+    """Scale updates by alpha / sqrt(rank) in place of alpha / rank (Kalajdzievski 2023), for high ranks."""
+    dora: bool = False
+    """Learn each weight row's length apart from its direction (DoRA, Liu et al. 2024); slower."""
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Module names that get an adapter; `all-linear` is every linear layer but the head."""
     unfreeze: tuple[Literal["lm_head", "embed_tokens"], ...] = ()

@@ -24,13 +24,15 @@ from asmtrain.embedding import EmbeddingHead
 from asmtrain.errors import ConfigError, ModelError
 from asmtrain.losses import token_losses
 from asmtrain.ulysses import RowShare
+from asmtrain.weights import WEIGHTS_FILE
 
 LanguageModel: TypeAlias = PreTrainedModel | PeftModel
 
 DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 HEAD_FILE = "embedding_head.safetensors"
 ADAPTER_FILE = "adapter_model.safetensors"
-WEIGHTS_FILE = "model.safetensors"
+NEW_TOKENS = "assembly_tokens"
+"""Key in config.json of an extended base: the first of its new tokens, and the one after the last."""
 
 
 class TokenLossModel(nn.Module):
@@ -114,6 +116,15 @@ def new_model(config: LlamaConfig, *, dtype: Dtype, seed: int) -> PreTrainedMode
         return LlamaForCausalLM(config).to(DTYPES[dtype])
 
 
+def extended(config: Any, num_tokens: int, *, first: int | None = None) -> Any:
+    """The config with `num_tokens` new tokens from `first` on; the vocabulary's end if not given."""
+    if num_tokens:
+        first = config.vocab_size if first is None else first
+        config.vocab_size = max(config.vocab_size, first + num_tokens)
+        setattr(config, NEW_TOKENS, [first, first + num_tokens])
+    return config
+
+
 def load_model(path: str, *, dtype: Dtype) -> PreTrainedModel:
     """Load a causal language model from a Hugging Face folder or hub name, safetensors only.
 
@@ -167,12 +178,16 @@ def attach_lora(model: PreTrainedModel, lora: Lora, *, base: str) -> PeftModel:
             f"unfreeze: {list(lora.unfreeze)} with tied embeddings would train two copies of one matrix",
             remedy="leave `unfreeze` empty for this model, or start from one with an untied head",
         )
+    tokens = new_rows(model.config, lora)
     settings = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
         target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
         modules_to_save=list(lora.unfreeze) or None,
+        trainable_token_indices={name: list(rows) for name, rows in tokens.items()} or None,
         task_type="CAUSAL_LM",
     )
     try:
@@ -189,6 +204,14 @@ def attach_lora(model: PreTrainedModel, lora: Lora, *, base: str) -> PeftModel:
     # Set late: peft would put the folder's name on this machine in its place.
     wrapped.peft_config["default"].base_model_name_or_path = base
     return wrapped
+
+
+def new_rows(config: Any, lora: Lora) -> dict[str, range]:
+    """Rows of assembly tokens that an adapter trains, by module: those a vocabulary was extended by."""
+    if not getattr(config, NEW_TOKENS, None):
+        return {}
+    names = ("embed_tokens",) if config.tie_word_embeddings else ("embed_tokens", "lm_head")
+    return {name: range(*getattr(config, NEW_TOKENS)) for name in names if name not in lora.unfreeze}
 
 
 def merge_lora(model: PeftModel) -> PreTrainedModel:
@@ -226,7 +249,7 @@ def set_trainable(model: LanguageModel, trainable: Full | Lora, *, headless: boo
 
 
 def _in_adapter(name: str) -> bool:
-    return "lora_" in name or "modules_to_save" in name
+    return any(part in name for part in ("lora_", "modules_to_save", "trainable_tokens_delta"))
 
 
 def result_names(model: LanguageModel) -> list[str]:
@@ -322,9 +345,10 @@ def planned_config(model: ModelConfig) -> Any:
         ModelError: neither is at hand without a network.
     """
     if model.shape is not None:
-        return llama_config(model.shape)
+        return extended(llama_config(model.shape), model.assembly_tokens)
     try:
-        return AutoConfig.from_pretrained(model.path, local_files_only=True)
+        config = AutoConfig.from_pretrained(model.path, local_files_only=True)
+        return extended(config, model.assembly_tokens)
     except (OSError, ValueError):
         raise ModelError(
             f"the architecture of {model.path!r} is not on this machine",

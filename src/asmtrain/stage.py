@@ -7,6 +7,7 @@ ZeRO takes its part.
 """
 
 import random
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 
 from asmtrain import checkpoint, dist, slices
 from asmtrain.attention import use_within_documents
-from asmtrain.config import Lora, StageConfig, TrainConfig
+from asmtrain.config import Lora, StageConfig, TokenizerConfig, TrainConfig
 from asmtrain.dist import World
 from asmtrain.embedding import EmbeddingHead
 from asmtrain.engine import Engine, accumulation, ranks_per_row
@@ -41,6 +42,7 @@ from asmtrain.model import (
 )
 from asmtrain.tokens import load_tokenizer, train_tokenizer
 from asmtrain.ulysses import RowShare, row_share
+from asmtrain.vocabulary import extend_tokenizer, num_ids, write_extended_base
 from asmtrain.writer import Writer
 from corpus_builder.shards import load_index, read_split, shard_paths
 
@@ -82,12 +84,27 @@ def prepare_run(config: TrainConfig, world_size: int) -> None:
     if not (config.run / "tokenizer").exists():
         with checkpoint.atomic_folder(config.run / "tokenizer") as folder:
             _run_tokenizer(config).save_pretrained(folder)
-    if config.model.path is None:
-        if not (config.run / "base").exists():
-            with checkpoint.atomic_folder(config.run / "base") as folder:
-                _write_new_model(config, folder)
-    elif not checkpoint.stage_folders(config.run):
+            if config.model.assembly_tokens:
+                _extend_tokenizer(config, folder)
+    if config.model.path is not None and not checkpoint.stage_folders(config.run):
         check_model(config.model.path)
+    if _own_base(config) and not (config.run / "base").exists():
+        with checkpoint.atomic_folder(config.run / "base") as folder:
+            _write_base(config, folder)
+
+
+def _own_base(config: TrainConfig) -> bool:
+    """Whether the run starts from weights in its own folder: random ones, or with an extended vocabulary."""
+    return config.model.path is None or config.model.assembly_tokens > 0
+
+
+def _write_base(config: TrainConfig, folder: Path) -> None:
+    path, dtype = config.model.path, config.model.dtype
+    if path is None:
+        _write_new_model(config, folder)
+    else:
+        first = num_ids(load_tokenizer(path))
+        write_extended_base(path, config.run / "tokenizer", folder, first=first, dtype=dtype)
 
 
 def _run_tokenizer(config: TrainConfig) -> Any:
@@ -106,18 +123,28 @@ def _make_tokenizer(config: TrainConfig) -> Any:
         return load_tokenizer(config.model.path)
     assert config.tokenizer is not None
     assert config.model.shape is not None
-    settings = config.tokenizer
+    tasks = {part.task for stage in config.stages for part in stage.data}
+    texts = _texts(config.tokenizer, tasks)
+    return train_tokenizer(texts, vocab_size=config.model.shape.vocab_size)
+
+
+def _extend_tokenizer(config: TrainConfig, folder: Path) -> None:
+    """Add the assembly tokens, learnt from documents in the forms the run reads; C gets none."""
+    settings = config.tokenizer or TokenizerConfig(corpus=config.stages[0].data[0].corpus)
+    all_tasks = {part.task for stage in config.stages for part in stage.data}
+    tasks = {"retrieval" if task == "retrieval" else "completion" for task in all_tasks}
+    added = extend_tokenizer(folder, _texts(settings, tasks), num_tokens=config.model.assembly_tokens)
+    print(f"the tokenizer of {config.model.path} has got {added:,} tokens of assembly", flush=True)
+
+
+def _texts(settings: TokenizerConfig, tasks: Set[str]) -> Iterator[str]:
+    """Texts of functions spread evenly over the training split."""
     total = sum(s.num_functions for s in load_index(settings.corpus).shards if s.split == "train")
     every = max(1, total // settings.max_functions)
     print(f"learning a tokenizer from {-(-total // every):,} functions of {settings.corpus}", flush=True)
-    tasks = {part.task for stage in config.stages for part in stage.data}
-    texts = (
-        text
-        for number, record in enumerate(read_split(settings.corpus, "train"))
-        if number % every == 0
-        for text in tokenizer_texts(record, tasks)
-    )
-    return train_tokenizer(texts, vocab_size=config.model.shape.vocab_size)
+    for number, record in enumerate(read_split(settings.corpus, "train")):
+        if number % every == 0:
+            yield from tokenizer_texts(record, tasks)
 
 
 def _write_new_model(config: TrainConfig, folder: Path) -> None:
@@ -210,8 +237,8 @@ def _initial_model(config: TrainConfig, index: int) -> tuple[LanguageModel, Embe
     dtype, trainable = config.model.dtype, config.stages[index].trainable
     head = None
     if index == 0:
-        base = config.model.path or "base"
-        model = load_model(config.model.path or str(config.run / "base"), dtype=dtype)
+        base = "base" if _own_base(config) else str(config.model.path)
+        model = load_model(str(config.run / base) if base == "base" else base, dtype=dtype)
     else:
         before = checkpoint.stage_folders(config.run)[index - 1]
         model, head = checkpoint.load_stage_result(before)

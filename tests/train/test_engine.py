@@ -24,9 +24,13 @@ from asmtrain.model import (
     TokenLossModel,
     attach_lora,
     enable_recompute,
+    extended,
     llama_config,
+    load_adapter,
     load_model,
+    merge_lora,
     new_model,
+    result_names,
     set_trainable,
     write_weights,
 )
@@ -40,7 +44,17 @@ SHAPE = ShapeConfig(
 )
 FULL = Full(kind="full")
 LORA = Lora(kind="lora", rank=4, alpha=8, unfreeze=("lm_head",))
-OPTIMIZER = OptimizerConfig(lr=3e-3, warmup_steps=2, weight_decay=0.1, clip_norm=0.2)
+KINDS: dict[str, Full | Lora] = {
+    "full": FULL,
+    "lora": LORA,
+    "rslora": LORA.model_copy(update={"rslora": True}),
+    "dora": LORA.model_copy(update={"dora": True, "unfreeze": ()}),
+    "unfrozen": LORA.model_copy(update={"unfreeze": ("embed_tokens", "lm_head")}),
+    "tokens": LORA.model_copy(update={"unfreeze": ()}),
+}
+NEW_TOKENS = 64
+"""Of the kind "tokens": the last of the vocabulary, whose rows are trained beside the adapter."""
+OPTIMIZER = OptimizerConfig(lr=3e-3, warmup_steps=2, weight_decay=0.1, clip_norm=0.03)
 EMBEDDING = EmbeddingConfig(pooling="mean", dim=16, max_tokens=48, functions_per_step=12)
 STEPS = 4
 # 12 rows over two ranks are micro-batches of 4 and 2 rows: uneven in rows, and more so in tokens.
@@ -69,12 +83,21 @@ def _config(
             "tokenizer": {"corpus": "unused"},
             "stages": [stage],
             "engine": {"zero_stage": zero_stage % OFFLOAD, "offload_optimizer": zero_stage >= OFFLOAD},
+            # DeepSpeed would keep every tensor of so small a model whole.
+            "deepspeed": {"zero_optimization": {"stage3_param_persistence_threshold": 0}},
         }
     )
 
 
+def _base(trainable: Full | Lora, dtype: str = "fp32") -> Any:
+    config = llama_config(SHAPE)
+    if trainable == KINDS["tokens"]:
+        extended(config, NEW_TOKENS, first=SHAPE.vocab_size - NEW_TOKENS)
+    return new_model(config, dtype=dtype, seed=1)
+
+
 def _model(trainable: Full | Lora, *, dtype: str = "fp32", contrastive: bool = False) -> Any:
-    model = new_model(llama_config(SHAPE), dtype=dtype, seed=1)
+    model = _base(trainable, dtype)
     torch.manual_seed(2)
     if isinstance(trainable, Lora):
         model = attach_lora(model, trainable, base="base")
@@ -164,7 +187,7 @@ class _Run:
     def __init__(self, world: Any, cache: Any, case: Case) -> None:
         objective, kind, zero_stage, self.dtype = case
         self.world, self.recompute, self.contrastive = world, kind == "lora", objective == "contrastive"
-        self.trainable = {"full": FULL, "lora": LORA}[kind]
+        self.trainable = KINDS[kind]
         self.config = _config(
             self.trainable, zero_stage=zero_stage, dtype=self.dtype, contrastive=self.contrastive
         )
@@ -258,7 +281,13 @@ EXACT = [
     for kind in ("full", "lora")
     for zero_stage in range(4)
 ]
-ROUNDED = [("causal_lm", "lora", zero_stage, "bf16") for zero_stage in range(4)]
+EXACT += [("causal_lm", kind, zero_stage, "fp32") for kind in ("rslora", "dora") for zero_stage in (0, 3)]
+EXACT += [
+    ("causal_lm", kind, zero_stage, "fp32") for kind in ("unfrozen", "tokens") for zero_stage in range(4)
+]
+ROUNDED = [("causal_lm", kind, stage, "bf16") for kind in ("lora", "unfrozen") for stage in range(4)]
+ROUNDED += [("causal_lm", kind, zero_stage, "bf16") for kind in ("dora", "tokens") for zero_stage in (0, 3)]
+ADAPTERS = [case for case in EXACT + ROUNDED if case[0] == "causal_lm" and case[1] != "full"]
 OFFLOADED = [
     ("causal_lm", kind, OFFLOAD + zero_stage, dtype)
     for kind, dtype in (("full", "fp32"), ("lora", "bf16"))
@@ -285,9 +314,8 @@ def results(cache: Any, saved: Path) -> dict[Any, Any]:
 
 @pytest.fixture(scope="module")
 def references(cache: Any) -> dict[Any, Any]:
-    kinds = {"full": FULL, "lora": LORA}
     of = {"causal_lm": _causal_lm_reference, "contrastive": _contrastive_reference}
-    return {(o, k): of[o](cache, kinds[k]) for o in of for k in kinds}
+    return {(o, k): of[o](cache, KINDS[k]) for o, k in {case[:2] for case in EXACT}}
 
 
 def test_the_micro_batches_are_uneven(cache: Any) -> None:
@@ -327,6 +355,40 @@ def test_gathered_weights_are_whole_and_equal(case: tuple[str, str, int, str], r
     assert set(results[case]["weights"]) == set(expected)
     for name, tensor in results[case]["weights"].items():
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("case", ADAPTERS, ids=str)
+def test_what_is_trained_moves_and_nothing_else(case: tuple[str, str, int, str], results: Any) -> None:
+    _, kind, _, dtype = case
+    before, after = _model(KINDS[kind], dtype=dtype), results[case]["weights"]
+    moved = {name for name, old in before.named_parameters() if not torch.equal(old, after[f"lm.{name}"])}
+    assert moved == {name for name, parameter in before.named_parameters() if parameter.requires_grad}
+    beside = {name.rpartition("model.")[2] for name in moved if "lora_" not in name}
+    parts = {
+        "unfrozen": ("modules_to_save.default.weight", {"embed_tokens", "lm_head"}),
+        "tokens": ("token_adapter.trainable_tokens_delta.default", {"embed_tokens", "lm_head"}),
+        "dora": ("", set()),
+    }
+    ending, modules = parts.get(kind, ("modules_to_save.default.weight", {"lm_head"}))
+    assert beside == {f"{module}.{ending}" for module in modules}
+
+
+@pytest.mark.parametrize("case", ADAPTERS, ids=str)
+def test_a_result_reloads_and_merges_to_the_logits_that_were_trained(
+    case: tuple[str, str, int, str], results: Any, tmp_path: Path
+) -> None:
+    _, kind, _, dtype = case
+    trainable, ids = KINDS[kind], torch.arange(900, 1000).view(2, 50)
+    model = _model(trainable, dtype=dtype)
+    TokenLossModel(model).load_state_dict(results[case]["weights"], strict=False)
+    expected = model(input_ids=ids).logits
+    parameters = dict(model.named_parameters())
+    write_weights(tmp_path, model, {name: parameters[name].detach() for name in result_names(model)})
+    loaded = load_adapter(_base(trainable, dtype), tmp_path, trainable, base="base")
+    assert torch.equal(loaded(input_ids=ids).logits, expected)
+    merged = merge_lora(loaded)(input_ids=ids).logits
+    torch.testing.assert_close(merged, expected, rtol=0, atol=2e-6 if dtype == "fp32" else 0.02)
+    assert (expected - _base(trainable, dtype)(input_ids=ids).logits).abs().max() > 0.03
 
 
 @pytest.mark.parametrize("case", EXACT, ids=str)

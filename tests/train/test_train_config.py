@@ -13,6 +13,7 @@ import yaml
 from asmtrain.config import TrainConfig, load_train_config
 from asmtrain.engine import accumulation, deepspeed_config
 from asmtrain.errors import ConfigError, LaunchError
+from asmtrain.model import count_parameters, planned_config
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = sorted((REPOSITORY / "configs" / "train").glob("*.yaml"))
@@ -33,6 +34,24 @@ def test_deepspeed_gets_what_the_golden_file_says(path: Path) -> None:
 
 def demo(*overrides: str) -> TrainConfig:
     return load_train_config(REPOSITORY / "configs" / "train" / "demo.yaml", overrides)
+
+
+def test_a_new_model_cannot_be_extended() -> None:
+    with pytest.raises(ConfigError, match="extends the vocabulary of `path`"):
+        demo("model.assembly_tokens=100")
+
+
+def test_a_plan_counts_the_rows_of_assembly_tokens() -> None:
+    """In both tables, where they are trained beside the adapter."""
+    path = REPOSITORY / "configs" / "train" / "codellama-7b.yaml"
+    overrides = ["stages.0.trainable.unfreeze=[]", "stages.1.trainable.unfreeze=[]"]
+    counts = []
+    for tokens in (0, 1000):
+        config = load_train_config(path, [*overrides, f"model.assembly_tokens={tokens}"])
+        lora = config.stages[0].trainable
+        counts.append(count_parameters(planned_config(config.model), lora, headless=False))
+    assert counts[1].trainable - counts[0].trainable == 2 * 1000 * 4096
+    assert counts[1].total - counts[0].total == 2 * 2 * 1000 * 4096, "peft trains a copy of the rows"
 
 
 def test_the_expert_block_is_merged_last() -> None:
