@@ -93,6 +93,32 @@ def test_a_mistake_of_one_rank_ends_the_others(tmp_path: Path) -> None:
     assert not (tmp_path / "hangs").exists(), "nothing hung, nobody died"
 
 
+def _refuse_slowly(world: Any, folder: Path) -> None:
+    """Rank 0 meets a mistake, and takes its time to close what it has open."""
+    from asmtrain import dist
+    from asmtrain.errors import LaunchError
+    from asmtrain.watch import watched
+
+    def refuse() -> None:
+        raise LaunchError("a mistake that rank 0 met")
+
+    try:
+        with watched(folder, world, None):
+            try:
+                dist.on_main(refuse)
+            finally:
+                time.sleep(2 if world.is_main else 0)
+    except LaunchError:
+        (folder / "told").touch()
+        raise
+
+
+def test_rank_0_tells_of_its_mistake_before_the_others_end_it(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match=r"a mistake that rank 0 met|exit code 2"):
+        on_ranks(2, _refuse_slowly, tmp_path)
+    assert (tmp_path / "told").exists()
+
+
 # A rank that is killed, under each launcher
 
 
