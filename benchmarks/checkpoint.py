@@ -1,6 +1,6 @@
 """How long a training loop waits for a checkpoint: `python benchmarks/checkpoint.py [--save]`.
 
-A random Llama of 101 million parameters, all trained in fp32 at ZeRO 2 on one rank, saved three times; no
+A random Llama of 100 million parameters, all trained in fp32 at ZeRO 2 on one rank, saved three times; no
 corpus is needed. Printed: how long the loop waits for its copy, and how long the writing takes after that.
 """
 
