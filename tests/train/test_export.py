@@ -13,6 +13,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from asmtrain import checkpoint, export
+from asmtrain.cli import main
 from asmtrain.encoder import embed_texts, load_encoder, untrained_twin
 from asmtrain.errors import CheckpointError, ExportError, ModelError
 from asmtrain.model import EmbeddingModel
@@ -220,6 +221,14 @@ def test_an_export_beyond_the_bound_is_not_published(
 def test_nothing_trained_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nothing to export"):
         export.run(tmp_path)
+
+
+@pytest.mark.parametrize("size", ["0", "much", "-5GB", "5TB"])
+def test_a_shard_size_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str], size: str) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["export", str(tmp_path), f"--shard-size={size}"])
+    assert left.value.code == 2
+    assert f"'{size}' is no size; give one such as 5GB" in capsys.readouterr().err
 
 
 def test_an_encoder_needs_a_whole_embedding_folder(run: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from asmtrain.tokens import load_tokenizer
 from ranks import finish_ranks, start_ranks
 from test_data import stacked
 from test_sft import alone, packed_examples
-from test_train import _kill_when, _steps_taken, _wait_until, figures, run_config
+from test_train import _kill_when, _steps_taken, figures, run_config, wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -207,7 +207,7 @@ def test_warned_and_killed_in_evaluation_it_goes_on_as_if_nothing_had_been(
     path, run = mixed_config(tmp_path, tiny_corpus, eval_every_steps=2), tmp_path / "run"
     arguments = ["train", str(path), "--set", "checkpoint.every_steps=3"]
     ranks = start_ranks(2, arguments)
-    _wait_until(lambda: _steps_taken(run) >= 2)
+    wait_until(lambda: _steps_taken(run) >= 2)
     time.sleep(0.05)  # the step's own look is over, and evaluation takes far longer
     ranks[1].send_signal(signal.SIGUSR2)
     codes, said = finish_ranks(ranks)
