@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from asmtrain.config import StageConfig, TrainConfig
-from asmtrain.model import ParameterCount, count_parameters, planned_config
+from asmtrain.model import ParameterCount, count_parameters, meta_model, planned_config
 
 _GPUS = (1, 2, 4, 8, 16)
 _GIB = 1 << 30
@@ -26,7 +26,8 @@ def describe(config: TrainConfig) -> str:
 
 def _describe_stage(config: TrainConfig, stage: StageConfig, shape: Any) -> str:
     contrastive = stage.objective == "contrastive"
-    count = count_parameters(shape, stage.trainable, headless=contrastive)
+    model = meta_model(shape, stage.trainable, dtype=config.model.dtype, headless=contrastive)
+    count = count_parameters(model)
     if contrastive and stage.embedding is not None:
         head = shape.hidden_size * stage.embedding.dim
         count = ParameterCount(count.total + head, count.trainable + head)

@@ -22,6 +22,7 @@ from asmtrain.model import (
     load_head,
     load_model,
     merge_lora,
+    meta_model,
     new_model,
     planned_config,
     result_names,
@@ -138,7 +139,7 @@ def test_what_a_stage_trains() -> None:
 def test_the_count_is_that_of_the_real_model(trainable: Any, headless: bool) -> None:
     model = _adapted() if trainable is LORA else _model()
     set_trainable(model, trainable, headless=headless)
-    count = count_parameters(llama_config(SHAPE), trainable, headless=headless)
+    count = count_parameters(meta_model(llama_config(SHAPE), trainable, dtype="fp32", headless=headless))
     assert count.total == sum(parameter.numel() for parameter in model.parameters())
     assert count.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
@@ -153,7 +154,8 @@ def test_code_llama_has_its_published_number_of_parameters() -> None:
         num_heads=32,
         num_kv_heads=32,
     )
-    assert count_parameters(llama_config(shape), FULL, headless=False).total == 6_738_415_616 + 2 * 16 * 4096
+    model = meta_model(llama_config(shape), FULL, dtype="bf16", headless=False)
+    assert count_parameters(model).total == 6_738_415_616 + 2 * 16 * 4096
 
 
 def test_recomputation_changes_no_gradient() -> None:
