@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 from asmtrain.config import Dtype, EmbeddingConfig, Full, Lora, ModelConfig, ShapeConfig
 from asmtrain.embedding import EmbeddingHead
 from asmtrain.errors import ConfigError, ModelError
-from asmtrain.losses import token_losses
+from asmtrain.losses import LOGITS_AT_ONCE, head_losses
 
 LanguageModel: TypeAlias = PreTrainedModel | PeftModel
 
@@ -35,9 +35,10 @@ WEIGHTS_FILE = "model.safetensors"
 class TokenLossModel(nn.Module):
     """A language model that gives the loss of each token of packed rows in place of its logits."""
 
-    def __init__(self, lm: LanguageModel) -> None:
+    def __init__(self, lm: LanguageModel, *, logits_at_once: int = LOGITS_AT_ONCE) -> None:
         super().__init__()
         self.lm = lm
+        self.logits_at_once = logits_at_once
 
     def forward(
         self,
@@ -48,13 +49,19 @@ class TokenLossModel(nn.Module):
     ) -> torch.Tensor:
         """losses_BT, 0 where a place has no target; `document_lengths` as in `attention`."""
         # No mask and no cache: with either, position ids would not keep packed documents apart.
-        output = self.lm(
+        output = backbone(self.lm)(
             input_ids=ids_BT,
             position_ids=position_ids_BT,
             use_cache=False,
             document_lengths=document_lengths,
         )
-        return token_losses(output.logits, targets_BT)
+        return head_losses(
+            self.lm.get_output_embeddings(),
+            output.last_hidden_state,
+            targets_BT,
+            vocab_size=self.lm.config.vocab_size,
+            logits_at_once=self.logits_at_once,
+        )
 
 
 class EmbeddingModel(nn.Module):
@@ -276,13 +283,18 @@ class ParameterCount:
     trainable: int
 
 
-def count_parameters(config: Any, trainable: Full | Lora, *, headless: bool) -> ParameterCount:
-    """Count what a stage holds and trains (the embedding head aside), without allocating a weight."""
+def meta_model(config: Any, trainable: Full | Lora, *, dtype: Dtype, headless: bool) -> LanguageModel:
+    """The module that a stage trains (the embedding head aside), on the meta device: it takes no memory."""
     with torch.device("meta"):
-        model: LanguageModel = LlamaForCausalLM(config)
+        model: LanguageModel = LlamaForCausalLM(config).to(DTYPES[dtype])
         if isinstance(trainable, Lora):
             model = attach_lora(model, trainable, base="")
     set_trainable(model, trainable, headless=headless)
+    return model
+
+
+def count_parameters(model: LanguageModel) -> ParameterCount:
+    """Count what a model holds and trains."""
     # PEFT keeps a frozen copy of a module trained in full: it takes memory, so it counts.
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return ParameterCount(sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained))

@@ -161,13 +161,15 @@ def _contrastive_reference(cache: Any, trainable: Full | Lora) -> list[tuple[flo
 def _train(world: Any, cache: Any, case: tuple[str, str, int, str]) -> dict[str, Any]:
     """Four steps; then again from what was saved after two; and the weights, gathered."""
     objective, kind, zero_stage, dtype = case
+    # Chunks of 32 tokens: 12 of them for four rows.
+    logits = {"logits_at_once": 32 * SHAPE.vocab_size} if objective == "chunked" else {}
     trainable, contrastive = {"full": FULL, "lora": LORA}[kind], objective == "contrastive"
     config = _config(trainable, zero_stage=zero_stage, dtype=dtype, contrastive=contrastive)
     batches = (_pairs if contrastive else _rows)(cache, world.rank, world.size)
 
     def start(weights: dict[str, torch.Tensor] | None = None) -> Engine:
         model = _model(trainable, dtype=dtype, contrastive=contrastive)
-        module = model if contrastive else TokenLossModel(model)
+        module = model if contrastive else TokenLossModel(model, **logits)
         if weights is not None:
             module.load_state_dict(weights, strict=False)
         return Engine(module, config, config.stages[0], world=world)
@@ -217,7 +219,7 @@ def _train_all(world: Any, cache_folder: Path, cases: Sequence[tuple[str, str, i
 
 EXACT = [
     (objective, kind, zero_stage, "fp32")
-    for objective in ("causal_lm", "contrastive")
+    for objective in ("causal_lm", "chunked", "contrastive")
     for kind in ("full", "lora")
     for zero_stage in range(4)
 ]
@@ -239,7 +241,8 @@ def results(cache: Any) -> dict[Any, Any]:
 def references(cache: Any) -> dict[Any, Any]:
     kinds = {"full": FULL, "lora": LORA}
     of = {"causal_lm": _causal_lm_reference, "contrastive": _contrastive_reference}
-    return {(o, k): of[o](cache, kinds[k]) for o in of for k in kinds}
+    figures = {(o, k): of[o](cache, kinds[k]) for o in of for k in kinds}
+    return figures | {("chunked", kind): figures["causal_lm", kind] for kind in kinds}
 
 
 def test_the_micro_batches_are_uneven(cache: Any) -> None:
