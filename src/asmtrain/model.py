@@ -19,6 +19,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from asmtrain.attention import document_ends
 from asmtrain.config import Dtype, EmbeddingConfig, Full, Lora, ModelConfig, ShapeConfig
 from asmtrain.embedding import EmbeddingHead
 from asmtrain.errors import ConfigError, ModelError
@@ -54,6 +55,7 @@ class TokenLossModel(nn.Module):
             position_ids=position_ids_BT,
             use_cache=False,
             document_lengths=document_lengths,
+            document_ends=document_ends(document_lengths, ids_BT.device),
         )
         return head_losses(
             self.lm.get_output_embeddings(),
@@ -203,6 +205,12 @@ def enable_recompute(model: LanguageModel) -> None:
         lm.activation_checkpointing_enable(settings)
     else:
         lm.gradient_checkpointing_enable(settings)
+
+
+def compile_blocks(model: LanguageModel, *, backend: str = "inductor") -> None:
+    """Compile each layer of the transformer, at its first call; equal layers share what was compiled."""
+    for layer in backbone(model).layers:
+        layer.compile(backend=backend)
 
 
 def set_trainable(model: LanguageModel, trainable: Full | Lora, *, headless: bool) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from asmtrain import checkpoint, dist
-from asmtrain.attention import use_within_documents
+from asmtrain.attention import choose_attention
 from asmtrain.checkpoint import CheckpointState, StageResult
 from asmtrain.config import Lora, StageConfig, TrainConfig
 from asmtrain.dist import World
@@ -29,6 +29,7 @@ from asmtrain.model import (
     attach_lora,
     backbone,
     check_model,
+    compile_blocks,
     enable_recompute,
     is_adapted,
     llama_config,
@@ -140,8 +141,10 @@ def start_stage(config: TrainConfig, index: int, world: World, tokenizer: Any) -
     set_trainable(model, settings.trainable, headless=settings.objective == "contrastive")
     if config.model.gradient_checkpointing:
         enable_recompute(model)
-    if head is None and world.device.type == "cpu":  # on GPUs not measured yet
-        use_within_documents(model)
+    if head is None:
+        choose_attention(model, world.device, DTYPES[config.model.dtype])
+    if config.model.compile_blocks:
+        compile_blocks(model)
     module = TokenLossModel(model) if head is None else EmbeddingModel(model, head)
     engine = Engine(module, config, settings, world=world)
     stage = Stage(config, index, world, tokenizer, model, head, base, corpora, engine)
