@@ -38,9 +38,15 @@ class StepFigures:
 
 
 class Metrics:
-    """Writes the figures of one stage of a run, of which `done_steps` steps are done."""
+    """Writes the figures of one stage of a run, of which `done_steps` steps are done.
 
-    def __init__(self, run: TrainConfig, index: int, done_steps: int) -> None:
+    `mfu_per_rate` is the MFU at one token a second, None where the devices' peak is not known.
+    """
+
+    def __init__(
+        self, run: TrainConfig, index: int, done_steps: int, *, mfu_per_rate: float | None = None
+    ) -> None:
+        self._mfu_per_rate = mfu_per_rate
         self._stage = run.stages[index]
         self._before = sum(stage.steps for stage in run.stages[:index])
         self._run_steps = sum(stage.steps for stage in run.stages)
@@ -52,9 +58,12 @@ class Metrics:
     def step(self, figures: StepFigures) -> None:
         """Record one step and print its line."""
         global_step = self._before + figures.step
-        with open(self._log, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"global_step": global_step} | asdict(figures)) + "\n")
         tokens_per_s = figures.num_tokens / figures.seconds
+        mfu = {} if self._mfu_per_rate is None else {"mfu": tokens_per_s * self._mfu_per_rate}
+        with open(self._log, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"global_step": global_step} | asdict(figures) | mfu) + "\n")
+        for name, value in mfu.items():
+            self._events.add_scalar(f"{figures.stage}/{name}", value, global_step)
         for name in ("loss", "lr", "grad_norm"):
             self._events.add_scalar(f"{figures.stage}/{name}", getattr(figures, name), global_step)
         self._events.add_scalar(f"{figures.stage}/tokens_per_s", tokens_per_s, global_step)
@@ -64,7 +73,9 @@ class Metrics:
         print(
             f"{figures.stage} {figures.step}/{self._stage.steps}"
             f"  loss {figures.loss:.4f}  lr {figures.lr:.2e}  grad norm {figures.grad_norm:.3f}"
-            f"  {tokens_per_s:,.0f} tokens/s  left {_duration(left_s)}",
+            f"  {tokens_per_s:,.0f} tokens/s"
+            + "".join(f"  MFU {value:.1%}" for value in mfu.values())
+            + f"  left {_duration(left_s)}",
             flush=True,
         )
 

@@ -19,6 +19,7 @@ import torch
 from asmtrain import checkpoint, dist
 from asmtrain.config import TrainConfig
 from asmtrain.dist import World
+from asmtrain.flops import peak_flops, training_flops
 from asmtrain.guard import RECENT, Guard, norm_problem, unstable
 from asmtrain.metrics import Metrics, StepFigures, recent_losses
 from asmtrain.objectives import Objective, objective_of
@@ -88,12 +89,22 @@ def _train(stage: Stage, first: int, warnings: list[int]) -> bool:
 @contextmanager
 def _metrics(stage: Stage, first: int) -> Iterator[Metrics | None]:
     """Where the figures go, on rank 0; closed however the stage ends."""
-    metrics = Metrics(stage.run, stage.index, first) if stage.world.is_main else None
+    rate = _mfu_per_rate(stage)
+    metrics = Metrics(stage.run, stage.index, first, mfu_per_rate=rate) if stage.world.is_main else None
     try:
         yield metrics
     finally:
         if metrics:
             metrics.close()
+
+
+def _mfu_per_rate(stage: Stage) -> float | None:
+    """The MFU of one token a second on all ranks; without attention, little for functions."""
+    if stage.world.device.type != "cuda":
+        return None
+    peak = peak_flops(torch.cuda.get_device_name(stage.world.device))
+    flops = training_flops(stage.model, headless=stage.head is not None)
+    return peak and flops.per_token / (peak * stage.world.size)
 
 
 def _losses_before(stage: Stage, first: int) -> list[float]:
