@@ -74,6 +74,8 @@ class ModelConfig(ConfigModel):
     trains their rows, with LoRA too."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more compute."""
+    compile_blocks: bool = False
+    """Compile each layer (torch.compile): needs a C++ compiler or Triton; whether it pays is not measured."""
     chat_template: str | None = None
     """For data with `prompt: chat`: a Jinja template, or the path of a file that holds one, in place of the
     tokenizer's own. Exports carry it."""

@@ -135,11 +135,13 @@ class Engine:
         self.module = module
         self.world = world
         self.accumulation = accumulation(config, stage, world.size)
+        settings = deepspeed_config(config, stage, world.size)
+        settings["zero_optimization"].setdefault("reduce_bucket_size", bucket_size(module))
         try:
             self._engine = deepspeed.initialize(
                 model=module,
                 model_parameters=_decay_groups(module, stage.optimizer.weight_decay),
-                config=deepspeed_config(config, stage, world.size),
+                config=settings,
             )[0]
         except (ValueError, NotImplementedError) as error:
             raise ConfigError(
@@ -225,6 +227,11 @@ class Engine:
             CheckpointError: a file cannot be read, or part of a parameter is in none.
         """
         slices.load(self._held, self._engine.basic_optimizer.state, paths)
+
+
+def bucket_size(module: nn.Module) -> int:
+    """Gradients that ZeRO reduces at a time: all, or DeepSpeed's 5e8, for which it keeps room."""
+    return min(sum(p.numel() for p in module.parameters() if p.requires_grad), 500_000_000)
 
 
 def _decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from asmtrain.config import TrainConfig
 from corpus_builder.shards import atomic_output
 
-MEASURED = ("seconds", "data_s", "memory_gib")
+MEASURED = ("seconds", "data_s", "memory_gib", "mfu")
 """Figures of a step that differ from run to run of the same config."""
 _SCALARS = ("loss", "lr", "grad_norm", "padding_share", "memory_gib")
 _RECENT_STEPS = 20
@@ -81,9 +81,15 @@ class Evaluated:
 
 
 class Metrics:
-    """Writes the figures of one stage of a run, of which `done_steps` steps are done."""
+    """Writes the figures of one stage of a run, of which `done_steps` steps are done.
 
-    def __init__(self, run: TrainConfig, index: int, done_steps: int) -> None:
+    `mfu_per_rate` is the MFU at one token a second, None where the devices' peak is not known.
+    """
+
+    def __init__(
+        self, run: TrainConfig, index: int, done_steps: int, *, mfu_per_rate: float | None = None
+    ) -> None:
+        self._mfu_per_rate = mfu_per_rate
         self._stage = run.stages[index]
         self._before = sum(stage.steps for stage in run.stages[:index])
         self._run_steps = sum(stage.steps for stage in run.stages)
@@ -96,9 +102,10 @@ class Metrics:
     def step(self, figures: StepFigures) -> None:
         """Record one step and print its line."""
         global_step = self._before + figures.step
-        _append(self._log, {"global_step": global_step} | asdict(figures))
         tokens_per_s = figures.num_tokens / figures.seconds
-        scalars = {name: getattr(figures, name) for name in _SCALARS}
+        mfu = {} if self._mfu_per_rate is None else {"mfu": tokens_per_s * self._mfu_per_rate}
+        _append(self._log, {"global_step": global_step} | asdict(figures) | mfu)
+        scalars = mfu | {name: getattr(figures, name) for name in _SCALARS}
         scalars |= {"tokens_per_s": tokens_per_s, "data_share": figures.data_s / figures.seconds}
         scalars |= {f"loss/{name}": loss for name, loss in figures.losses.items()}
         self._add_scalars(figures.stage, scalars, global_step)
@@ -107,7 +114,9 @@ class Metrics:
         print(
             f"{figures.stage} {figures.step}/{self._stage.steps}"
             f"  loss {figures.loss:.4f}  lr {figures.lr:.2e}  grad norm {figures.grad_norm:.3f}"
-            f"  {tokens_per_s:,.0f} tokens/s  left {_duration(left_s)}",
+            f"  {tokens_per_s:,.0f} tokens/s"
+            + "".join(f"  MFU {value:.1%}" for value in mfu.values())
+            + f"  left {_duration(left_s)}",
             flush=True,
         )
 

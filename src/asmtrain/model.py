@@ -19,10 +19,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from asmtrain.attention import document_ends
 from asmtrain.config import Dtype, EmbeddingConfig, Full, Lora, ModelConfig, ShapeConfig
 from asmtrain.embedding import EmbeddingHead
 from asmtrain.errors import ConfigError, ModelError
-from asmtrain.losses import token_losses
+from asmtrain.losses import LOGITS_AT_ONCE, head_losses
 from asmtrain.ulysses import RowShare
 from asmtrain.weights import WEIGHTS_FILE
 
@@ -38,9 +39,10 @@ NEW_TOKENS = "assembly_tokens"
 class TokenLossModel(nn.Module):
     """A language model that gives the loss of each token of packed rows in place of its logits."""
 
-    def __init__(self, lm: LanguageModel) -> None:
+    def __init__(self, lm: LanguageModel, *, logits_at_once: int = LOGITS_AT_ONCE) -> None:
         super().__init__()
         self.lm = lm
+        self.logits_at_once = logits_at_once
 
     def forward(
         self,
@@ -58,19 +60,28 @@ class TokenLossModel(nn.Module):
         Without targets, the logits_BNV of the N places `logits_at`: through here, not past it, since ZeRO 3
         begins and ends a forward pass at this module.
         """
-        if targets_BT is None:
-            kept: Any = {"position_ids": position_ids_BT, "use_cache": False, "logits_to_keep": logits_at}
-            logits_BNV: torch.Tensor = self.lm(input_ids=ids_BT, **kept).logits
-            return logits_BNV
+        rows, length = ids_BT.shape
+        lengths = [length] * rows if document_lengths is None else document_lengths
         # No mask and no cache: with either, position ids would not keep packed documents apart.
-        output = self.lm(
+        hidden_BTD: torch.Tensor = backbone(self.lm)(
             input_ids=ids_BT,
             position_ids=position_ids_BT,
             use_cache=False,
-            document_lengths=document_lengths,
+            document_lengths=lengths,
+            document_ends=document_ends(lengths, ids_BT.device),
             share=share,
+        ).last_hidden_state
+        head = self.lm.get_output_embeddings()
+        if targets_BT is None:
+            logits_BNV: torch.Tensor = head(hidden_BTD[:, logits_at])
+            return logits_BNV
+        return head_losses(
+            head,
+            hidden_BTD,
+            targets_BT,
+            vocab_size=self.lm.config.vocab_size,
+            logits_at_once=self.logits_at_once,
         )
-        return token_losses(output.logits, targets_BT)
 
 
 class EmbeddingModel(nn.Module):
@@ -235,6 +246,12 @@ def enable_recompute(model: LanguageModel) -> None:
         lm.gradient_checkpointing_enable(settings)
 
 
+def compile_blocks(model: LanguageModel, *, backend: str = "inductor") -> None:
+    """Compile each layer of the transformer, at its first call; equal layers share what was compiled."""
+    for layer in backbone(model).layers:
+        layer.compile(backend=backend)
+
+
 def set_trainable(model: LanguageModel, trainable: Full | Lora, *, headless: bool) -> None:
     """Set `requires_grad`: every weight, or the adapter and its modules trained in full.
 
@@ -326,13 +343,18 @@ class ParameterCount:
     trainable: int
 
 
-def count_parameters(config: Any, trainable: Full | Lora, *, headless: bool) -> ParameterCount:
-    """Count what a stage holds and trains (the embedding head aside), without allocating a weight."""
+def meta_model(config: Any, trainable: Full | Lora, *, dtype: Dtype, headless: bool) -> LanguageModel:
+    """The module that a stage trains (the embedding head aside), on the meta device: it takes no memory."""
     with torch.device("meta"):
-        model: LanguageModel = LlamaForCausalLM(config)
+        model: LanguageModel = LlamaForCausalLM(config).to(DTYPES[dtype])
         if isinstance(trainable, Lora):
             model = attach_lora(model, trainable, base="")
     set_trainable(model, trainable, headless=headless)
+    return model
+
+
+def count_parameters(model: LanguageModel) -> ParameterCount:
+    """Count what a model holds and trains."""
     # PEFT keeps a frozen copy of a module trained in full: it takes memory, so it counts.
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return ParameterCount(sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained))

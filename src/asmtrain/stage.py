@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from asmtrain import checkpoint, dist, slices
-from asmtrain.attention import use_within_documents
+from asmtrain.attention import choose_attention
 from asmtrain.config import Lora, StageConfig, TokenizerConfig, TrainConfig
 from asmtrain.dist import World
 from asmtrain.embedding import EmbeddingHead
@@ -31,6 +31,7 @@ from asmtrain.model import (
     attach_lora,
     backbone,
     check_model,
+    compile_blocks,
     enable_recompute,
     is_adapted,
     llama_config,
@@ -176,8 +177,10 @@ def start_stage(config: TrainConfig, index: int, world: World, tokenizer: Any) -
         enable_recompute(model)
     sharing = ranks_per_row(config, settings)
     _check_heads(model, sharing)
-    if head is None and (world.device.type == "cpu" or sharing > 1):  # on GPUs not measured yet
-        use_within_documents(model)
+    if head is None:
+        choose_attention(model, world.device, DTYPES[config.model.dtype], splits_rows=sharing > 1)
+    if config.model.compile_blocks:
+        compile_blocks(model)
     module = TokenLossModel(model) if head is None else EmbeddingModel(model, head)
     engine = Engine(module, config, settings, world=world)
     share = row_share(world, sharing)

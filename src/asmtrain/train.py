@@ -13,9 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from asmtrain import checkpoint, dist, notice
 from asmtrain.config import TrainConfig
 from asmtrain.evaluation import undisturbed
+from asmtrain.flops import peak_flops, training_flops
 from asmtrain.guard import RECENT, Guard, norm_problem, unstable
 from asmtrain.metrics import Metrics, StepFigures, memory_gib, recent_losses, recorded_loss
 from asmtrain.objectives import Objective, objective_of
@@ -137,12 +140,22 @@ def _evaluate(stage: Stage, objective: Objective, metrics: Metrics | None, done:
 @contextmanager
 def _metrics(stage: Stage, first: int) -> Iterator[Metrics | None]:
     """Where the figures go, on rank 0; closed however the stage ends."""
-    metrics = Metrics(stage.run, stage.index, first) if stage.world.is_main else None
+    rate = _mfu_per_rate(stage)
+    metrics = Metrics(stage.run, stage.index, first, mfu_per_rate=rate) if stage.world.is_main else None
     try:
         yield metrics
     finally:
         if metrics:
             metrics.close()
+
+
+def _mfu_per_rate(stage: Stage) -> float | None:
+    """The MFU of one token a second on all ranks; without attention, little for functions."""
+    if stage.world.device.type != "cuda":
+        return None
+    peak = peak_flops(torch.cuda.get_device_name(stage.world.device))
+    flops = training_flops(stage.model, headless=stage.head is not None)
+    return peak and flops.per_token / (peak * stage.world.size)
 
 
 def _losses_before(stage: Stage, first: int) -> list[float]:

@@ -23,6 +23,7 @@ from asmtrain.model import (
     load_head,
     load_model,
     merge_lora,
+    meta_model,
     new_model,
     planned_config,
     result_names,
@@ -178,7 +179,7 @@ def test_the_count_is_that_of_the_real_model(kind: str, headless: bool) -> None:
     model = _adapted(kind=kind) if kind in KINDS else _model()
     trainable = KINDS.get(kind, FULL)
     set_trainable(model, trainable, headless=headless)
-    count = count_parameters(_base(kind).config, trainable, headless=headless)
+    count = count_parameters(meta_model(_base(kind).config, trainable, dtype="fp32", headless=headless))
     assert count.total == sum(parameter.numel() for parameter in model.parameters())
     assert count.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
@@ -193,7 +194,8 @@ def test_code_llama_has_its_published_number_of_parameters() -> None:
         num_heads=32,
         num_kv_heads=32,
     )
-    assert count_parameters(llama_config(shape), FULL, headless=False).total == 6_738_415_616 + 2 * 16 * 4096
+    model = meta_model(llama_config(shape), FULL, dtype="bf16", headless=False)
+    assert count_parameters(model).total == 6_738_415_616 + 2 * 16 * 4096
 
 
 def test_recomputation_changes_no_gradient() -> None:
