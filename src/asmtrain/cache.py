@@ -142,6 +142,25 @@ def build_cache(
     return TokenCache(cache)
 
 
+def estimate_tokens(data: DataConfig, split: str, tokenizer: Any, *, num_functions: int = 64) -> float:
+    """About how many tokens the cache would hold, from functions at the start of each of some shards.
+
+    Raises:
+        ShardError: the corpus is missing or damaged.
+        EmptyCorpus: the split has no function.
+    """
+    parts = _parts(data, split)
+    read = parts[:: -(-len(parts) // num_functions)]
+    sample = [
+        record
+        for part in read
+        for record in itertools.islice(read_shard(part.shard), -(-num_functions // len(read)))
+    ]
+    entries = (_examples if data.task in EXAMPLE_TASKS else _documents)(iter(sample), data, tokenizer)
+    num_tokens = sum(len(entry.ids) for entry in entries)
+    return num_tokens / len(sample) * int(_selection(parts, data.max_functions).sum())
+
+
 def _parts(data: DataConfig, split: str) -> list[_Part]:
     parts: list[_Part] = []
     first = 0

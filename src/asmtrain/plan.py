@@ -1,19 +1,25 @@
 """What a run will be, before it is one: parameters, memory, tokens and steps, for `--dry-run`.
 
-In: a config. Out: text. Invariant: neither weights, corpus, network nor GPU is needed; parameters are counted
-on the very modules that training builds, without memory behind them. Memory is an estimate (`memory`), and
-tokens/s assume a model FLOPs utilisation.
+In: a config. Out: text. Invariant: neither weights, corpus, network nor GPU is needed, but that the length of
+an epoch is told only where corpus and tokenizer are there; parameters are counted on the very modules that
+training builds, without memory behind them. Memory is an estimate (`memory`), and tokens/s assume a model
+FLOPs utilisation.
 """
 
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from asmtrain.cache import estimate_tokens
 from asmtrain.config import StageConfig, TrainConfig
 from asmtrain.flops import peak_flops, training_flops
 from asmtrain.memory import activation_bytes, step_bytes
 from asmtrain.mixture import mixture
 from asmtrain.model import ParameterCount, count_parameters, meta_model, planned_config
+from asmtrain.tokens import load_tokenizer
+from corpus_builder.errors import EmptyCorpus, ShardError
+from corpus_builder.shards import load_index
 
 _GPUS = (1, 2, 4, 8, 16)
 _GIB = 1 << 30
@@ -46,7 +52,8 @@ def _describe_stage(config: TrainConfig, stage: StageConfig, shape: Any) -> str:
         *_describe_mixture(config, stage),
         f"  tokens a step  {tokens_per_step(stage):,} at most; {stage.steps:,} steps,"
         f" {tokens_per_step(stage) * stage.steps:,} tokens in all",
-        f"  speed          {flops.of_documents([length]) / length / 1e9:,.1f} GFLOP a token of documents of"
+        f"  steps an epoch {_epoch(config, stage)}",
+        f"  speed          {flops.of_documents([length]) / length / 1e9:,.3g} GFLOP a token of documents of"
         f" {length:,}; at an assumed MFU of {_ASSUMED_MFU:.0%},"
         f" {_ASSUMED_MFU * _PEAK_FLOPS * length / flops.of_documents([length]):,.0f} tokens/s on an {_GPU}",
         f"  memory a GPU   GiB, {passes[False] / _GIB:.2f} of them for the passes of a micro-step",
@@ -67,6 +74,25 @@ def _describe_mixture(config: TrainConfig, stage: StageConfig) -> list[str]:
     total = sum(part.weight for part in parts)
     lines = [f"    {part.weight / total:7.2%}  {part.name} ({part.objective})" for part in parts]
     return ["  mixture        share of the rows", *lines] if len(parts) > 1 else []
+
+
+def _epoch(config: TrainConfig, stage: StageConfig) -> str:
+    """Steps until a part of the mixture starts over, where corpora and tokenizer are at hand."""
+    folder = config.run / "tokenizer"
+    path = folder if folder.exists() else Path(config.model.path or "")
+    try:
+        if stage.embedding is not None:
+            shards = load_index(stage.data[0].corpus).shards
+            functions = sum(shard.num_functions for shard in shards if shard.split == "train")
+            return f"{functions // stage.embedding.functions_per_step:,} at most"
+        if not (path / "tokenizer.json").exists():
+            return "known when the run has its tokenizer"
+        tokenizer, parts = load_tokenizer(path), mixture(config, stage)
+        total = sum(part.weight for part in parts)
+        tokens = [estimate_tokens(part.data, "train", tokenizer) * total / part.weight for part in parts]
+        return f"about {min(tokens) / tokens_per_step(stage):,.1f}, from a sample of functions"
+    except (ShardError, EmptyCorpus):
+        return "known when the corpus is there"
 
 
 def tokens_per_step(stage: StageConfig) -> int:
