@@ -346,9 +346,10 @@ class ParameterCount:
 def meta_model(config: Any, trainable: Full | Lora, *, dtype: Dtype, headless: bool) -> LanguageModel:
     """The module that a stage trains (the embedding head aside), on the meta device: it takes no memory."""
     with torch.device("meta"):
-        model: LanguageModel = LlamaForCausalLM(config).to(DTYPES[dtype])
+        model: LanguageModel = LlamaForCausalLM(config)
         if isinstance(trainable, Lora):
             model = attach_lora(model, trainable, base="")
+    model = model.to(DTYPES[dtype])  # adapters too: peft gives them their base's dtype, but not on meta
     set_trainable(model, trainable, headless=headless)
     return model
 
