@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asmtrain.cache import TokenCache, build_cache
+from asmtrain.cache import TokenCache, build_cache, estimate_tokens
 from asmtrain.config import DataConfig
 from asmtrain.data import (
     PairBatch,
@@ -387,6 +387,18 @@ def test_clusters_join_functions_over_chains_of_equal_bodies(bodies: list[list[i
     functions = np.repeat(np.arange(len(bodies)), [len(own) for own in bodies])
     found = body_clusters(functions, np.array([body for own in bodies for body in own])).tolist()
     assert [found.index(cluster) for cluster in found] == lowest
+
+
+@pytest.mark.parametrize("task", ["completion", "c_to_asm"])
+def test_a_cache_of_which_every_function_was_sampled_is_told_exactly(
+    tiny_corpus: Path, tiny_tokenizer: Any, folder: Path, task: Any
+) -> None:
+    data = DataConfig(corpus=tiny_corpus, task=task)
+    num_tokens = build_cache(data, "train", tiny_tokenizer, folder).num_tokens
+    assert estimate_tokens(data, "train", tiny_tokenizer, num_functions=10_000) == pytest.approx(num_tokens)
+    assert estimate_tokens(data, "train", tiny_tokenizer, num_functions=24) == pytest.approx(
+        num_tokens, rel=0.5
+    )
 
 
 def test_cutting_equals_the_tokenizers_own(
