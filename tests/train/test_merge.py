@@ -66,7 +66,7 @@ def make_stage(run: Path, kind: str, *, tied: bool = False, dtype: str = "fp32")
     tensors = {name: parameters[name].detach().clone() for name in result_names(model)}
     folder = checkpoint.stage_folder(run, 0, "one")
     with checkpoint.atomic_folder(folder) as draft:
-        checkpoint.write_result(draft, result, model=model, tensors=tensors, head={})
+        checkpoint.write_result(draft, result, model=model, files=checkpoint.result_files(model, tensors, {}))
     return model
 
 
