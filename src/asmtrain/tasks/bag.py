@@ -14,6 +14,7 @@ import zlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import log
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from asmtrain.losses import info_nce
 from asmtrain.tasks.contenders import Contender, Progress
 from asmtrain.tasks.features import constants, opcodes
 from asmtrain.tasks.views import sha256_of, text_of
+from corpus_builder.errors import EmptyCorpus
 from corpus_builder.record import FunctionRecord, Variant
 from corpus_builder.shards import atomic_output, load_index, read_split
 
@@ -50,7 +52,7 @@ class Bag(nn.Module):
 
     def __init__(self, seed: int) -> None:
         super().__init__()
-        self.table = nn.EmbeddingBag(NUM_ROWS, DIM, mode="sum", sparse=True)
+        self.table = nn.Embedding(NUM_ROWS, DIM, sparse=True)
         self.gains = nn.Embedding(NUM_ROWS, 1, sparse=True)
         nn.init.normal_(self.table.weight, std=DIM**-0.5, generator=torch.Generator().manual_seed(seed))
         nn.init.ones_(self.gains.weight)
@@ -60,8 +62,13 @@ class Bag(nn.Module):
         rows_T = torch.from_numpy(np.concatenate([rows for rows, _ in texts]))
         weights_T = torch.from_numpy(np.concatenate([weights for _, weights in texts]))
         starts_N = torch.tensor([0, *(len(rows) for rows, _ in texts)][:-1]).cumsum(0)
-        weights_T = weights_T * self.gains(rows_T).squeeze(-1)
-        return F.normalize(self.table(rows_T, starts_N, per_sample_weights=weights_T), dim=-1)
+        # Each row is read once and gets one gradient, which spares the optimizer from adding up copies.
+        unique_U, local_T = torch.unique(rows_T, return_inverse=True)
+        weights_T = weights_T * self.gains(unique_U).squeeze(-1)[local_T]
+        sums_ND = F.embedding_bag(
+            local_T, self.table(unique_U), starts_N, mode="sum", per_sample_weights=weights_T
+        )
+        return F.normalize(sums_ND, dim=-1)
 
 
 def hashed(view: str) -> Text:
@@ -69,7 +76,7 @@ def hashed(view: str) -> Text:
     names, found = opcodes(view), constants(view)
     tokens = [*names, *(f"#{number}" for number in found)]
     tokens += [" ".join(names[at : at + size]) for size in (2, 3) for at in range(len(names) - size + 1)]
-    tokens += [f"#{first} {second}" for first, second in zip(found, found[1:], strict=False)]
+    tokens += [f"#{first} {second}" for first, second in pairwise(found)]
     counts = Counter(zlib.crc32(token.encode()) % NUM_ROWS for token in tokens) or {0: 1}
     rows = np.fromiter(counts, np.int64, len(counts))
     return rows, np.array([1 + log(count) for count in counts.values()], np.float32)
@@ -160,8 +167,6 @@ def train(functions: Sequence[TrainingFunction], *, seed: int, steps: int) -> Ba
     Raises:
         EmptyCorpus: there are no two functions.
     """
-    from corpus_builder.errors import EmptyCorpus
-
     if len(functions) < 2:
         raise EmptyCorpus(
             "the training split has no two functions with two bodies each", remedy="evaluate with --no-bag"
@@ -180,10 +185,10 @@ def train(functions: Sequence[TrainingFunction], *, seed: int, steps: int) -> Ba
             for group in optimizer.param_groups:
                 group["lr"] = _LR * (1 - step / steps)
             optimizer.zero_grad()
-            vectors = bag([left for left, _ in pairs] + [right for _, right in pairs])
-            loss = info_nce(*vectors.split(len(pairs)), clusters[chosen], temperature=TEMPERATURE)
+            left_MD, right_MD = bag([text for side in zip(*pairs, strict=True) for text in side]).chunk(2)
+            loss = info_nce(left_MD, right_MD, clusters[chosen], temperature=TEMPERATURE)
             loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+            optimizer.step()  # type: ignore[no-untyped-call]
             advance(1)
     return bag
 

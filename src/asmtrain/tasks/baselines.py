@@ -8,7 +8,7 @@ compares, which favours the baselines.
     opcode_tfidf    cosine of TF-IDF over mnemonics
     bm25            BM25 over mnemonics, k1 1.2, b .75 (Robertson and Zaragoza 2009, eq. 3.15)
     minhash         share of 4-grams of mnemonics in common, by MinHash
-    constants_tfidf cosine of TF-IDF over numbers, offsets included: the strongest simple signal across -O levels
+    constants_tfidf cosine of TF-IDF over numbers, offsets included: the strongest signal across -O levels
     numeric         distance of 14 counts (`features.NUMERIC`), logarithms in standard deviations
     combo           opcode_tfidf + constants_tfidf + numeric, as z-scores among the pool
 """
@@ -95,16 +95,17 @@ def similarities(table: TextTable, queries: Sequence[str], answers: Sequence[str
     left, right = ([table.rows[body] for body in side] for side in (queries, answers))
     names = ("opcodes", "constants", "grams", "numbers")
     both = {name: (getattr(table, name)[left], getattr(table, name)[right]) for name in names}
+    grams_Q, grams_N = both["grams"]
     found = {
         "length": _nearness(*(np.log1p(side[:, :1]) for side in both["numbers"])),
         "opcode_tfidf": _tfidf(*both["opcodes"]),
         "bm25": _bm25(*both["opcodes"]),
-        "minhash": lambda rows, columns: minhash.similarity(both["grams"][0][rows], both["grams"][1][columns]),
+        "minhash": lambda rows, columns: minhash.similarity(grams_Q[rows], grams_N[columns]),
         "constants_tfidf": _tfidf(*both["constants"]),
         "numeric": _nearness(*_standardised(*both["numbers"])),
     }
     parts = [found[name] for name in ("opcode_tfidf", "constants_tfidf", "numeric")]
-    found["combo"] = lambda rows, columns: sum(_z_scores(part(rows, columns)) for part in parts)
+    found["combo"] = lambda rows, columns: np.sum([_z_scores(part(rows, columns)) for part in parts], axis=0)
     return found
 
 

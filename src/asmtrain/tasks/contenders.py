@@ -1,4 +1,4 @@
-"""Any model that turns texts into vectors, behind one function: our exports, others' folders, Python callables.
+"""Any model that turns texts into vectors: our exports, others' folders, Python callables.
 
 In goes what the user named, out comes a `Contender`. A folder that `asmtrain export` wrote is computed by our
 encoder; any other folder with `modules.json` by sentence-transformers; `module:function` is imported and

@@ -12,7 +12,7 @@ NUMERIC = (
     *("instructions", "blocks", "calls", "jumps", "branches", "returns", "compares", "moves"),
     *("arithmetic", "logic", "memory", "symbols", "constants", "distinct_constants"),
 )
-"""Names of the numbers that `numbers` gives. `branches` are conditional; `memory` counts operands in memory."""
+"""What `numbers` counts. `branches` are conditional, `memory` are operands in memory."""
 
 Kind = Literal["calls", "jumps", "branches", "returns", "compares", "moves", "arithmetic", "logic", "other"]
 
@@ -58,7 +58,7 @@ def masked(view: str) -> str:
 
 
 def num_blocks(view: str) -> int:
-    """Basic blocks: runs that begin at a label or behind a jump, branch or return, and hold an instruction."""
+    """Basic blocks: runs of instructions that begin at a label or behind a jump, branch or return."""
     blocks, starts_here = 0, True
     for line in view.splitlines():
         if line.endswith(":"):

@@ -7,7 +7,7 @@ In goes a corpus, out come the functions that leak, each with the rule that says
          three lines of the view, estimated Jaccard similarity .9 or more.
 The builder drops equal bodies and near-equal sources between splits (`corpus-builder verify` searches anew);
 these rules look at what models see. `asmtrain eval retrieval` leaves out what they find. Cost: one view a
-function and ISA, of both splits; near texts are found by banding, so time grows with the corpus, not its square.
+function and ISA, of both splits; near texts are found by banding, so time grows with the corpus alone.
 """
 
 import json

@@ -37,5 +37,4 @@ def similarity(left_QK: Signatures, right_NK: Signatures) -> npt.NDArray[np.floa
     equal_QN = np.zeros((len(left_QK), len(right_NK)), np.uint8)
     for left_Q, right_N in zip(left_QK.T, right_NK.T, strict=True):
         equal_QN += left_Q[:, None] == right_N
-    shares: npt.NDArray[np.float32] = equal_QN.astype(np.float32) / NUM_PERM
-    return shares
+    return equal_QN.astype(np.float32) / np.float32(NUM_PERM)

@@ -131,7 +131,7 @@ def _digest(seed: int, key: str) -> bytes:
 
 
 def pool_sizes(num_pairs: int, wanted: Sequence[int]) -> list[int]:
-    """The wanted pool sizes that `num_pairs` functions fill; where they do not fill 1,000, all of them too."""
+    """The wanted sizes that `num_pairs` functions fill; where they do not fill 1,000, all of them too."""
     return sorted({size for size in wanted if size <= num_pairs} | {min(num_pairs, 1000)})
 
 

@@ -35,7 +35,7 @@ def scores(ranks: Floats, projects: npt.NDArray[np.intp], *, seed: int) -> dict[
         seed: of the bootstrap.
     """
     _, places = np.unique(projects, return_inverse=True)
-    hits_P = np.bincount(places, weights=ranks <= 1)
+    hits_P = np.bincount(places, weights=ranks <= 1).astype(np.float64)
     counts_P = np.bincount(places).astype(np.float64)
     return {
         "recall_at_1": recall_at(ranks, 1),

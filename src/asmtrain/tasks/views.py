@@ -1,8 +1,8 @@
 """What of a function an evaluation shows: the default view, one without numbers, one with import names.
 
-In goes a variant's assembly, out comes a text. `default` is `asm.view`, what a stripped binary shows. `masked`
-is that with `N` for every number. `imports` names the targets of calls that leave the project, which a
-dynamically linked binary shows even when stripped. Symbol names leak: what shows any is never a headline.
+In goes a variant's assembly, out comes a text. `default` is `asm.view`, what a stripped binary shows.
+`masked` is that with `N` for every number. `imports` names the targets of calls that leave the project,
+which a dynamically linked binary shows even when stripped. Symbol names leak: such a view is no headline.
 """
 
 import hashlib
