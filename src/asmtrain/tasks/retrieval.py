@@ -136,7 +136,7 @@ def _save(result: Mapping[str, Any], output: Path) -> None:
         stream.write(("{\n" + ",\n".join(parts) + "\n}\n").encode())
     paths = draw(result["rows"], output)
     show(result, terminal.console())
-    print(", ".join(str(path) for path in (output / "retrieval.json", output / "pools.jsonl", *paths)))
+    print(f"{output}: {', '.join(('retrieval.json', 'pools.jsonl', *(path.name for path in paths)))}")
 
 
 def _contenders(models: Sequence[str], seed: int) -> list[Contender]:

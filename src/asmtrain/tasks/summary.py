@@ -60,7 +60,7 @@ def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
     for heading in left:
         table.add_column(heading, no_wrap=True)
     for heading in right:
-        table.add_column(heading.replace("_", " "), justify="right", max_width=9)
+        table.add_column(heading.replace("_", " "), justify="right", max_width=11)
     return table
 
 
