@@ -63,7 +63,10 @@ class Bag(nn.Module):
         weights_T = torch.from_numpy(np.concatenate([weights for _, weights in texts]))
         starts_N = torch.tensor([0, *(len(rows) for rows, _ in texts)][:-1]).cumsum(0)
         # Each row is read once and gets one gradient, which spares the optimizer from adding up copies.
-        unique_U, local_T = torch.unique(rows_T, return_inverse=True)
+        is_used = torch.zeros(NUM_ROWS, dtype=torch.bool)
+        is_used[rows_T] = True
+        unique_U = is_used.nonzero().squeeze(-1)
+        local_T = (is_used.cumsum(0) - 1)[rows_T]
         weights_T = weights_T * self.gains(unique_U).squeeze(-1)[local_T]
         sums_ND = F.embedding_bag(
             local_T, self.table(unique_U), starts_N, mode="sum", per_sample_weights=weights_T

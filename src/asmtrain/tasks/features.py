@@ -27,7 +27,9 @@ _KINDS: dict[Kind, re.Pattern[str]] = {
         r"v?f?mov|cmov|mv$|fmv|li$|lui$|la$|auipc|adrp?$|lea|push|pop|ldu?[rp]|stu?[rp]|f?[ls][bhwd]u?$|csel|fcsel"
     ),
     "arithmetic": re.compile(r"\w*(?:add|sub|mul|div|neg|sqrt|inc|dec|abs|rem|min|max)"),
-    "logic": re.compile(r"\w*(?:and|or|not|sh[lr]|sa[lr]|ls[lr]|asr|ro[lr]|s[lr]l|sra|bic|mvn|bf|[su]xt|ext|rev)"),
+    "logic": re.compile(
+        r"\w*(?:and|or|not|sh[lr]|sa[lr]|ls[lr]|asr|ro[lr]|s[lr]l|sra|bic|mvn|bf|[su]xt|ext|rev)"
+    ),
 }
 
 

@@ -47,7 +47,7 @@ def draw(rows: Rows, folder: Path) -> list[Path]:
     _panels(paths[0], lanes, "Finding a function again, compiled another way: Recall@1", _bars, height=2.75)
     by_pool = {lane: _by_pool(rows, lane) for lane in lanes}
     _panels(paths[1], by_pool, "Recall@1 against the pool's size", _curves, height=3.0)
-    grids = {lane: grid for lane, grid in _maps(rows).items() if len(grid[1]) > 1}
+    grids = {lane: grid for lane, grid in _maps(rows).items() if len(grid) > 1}
     if grids:
         paths.append(folder / "retrieval-maps.png")
         title = f"Recall@1 of {_label(_headline(rows))}, from row to column"
@@ -75,12 +75,12 @@ def _colours(models: Sequence[str]) -> dict[str, str]:
 def _panels(path: Path, content: Mapping[Lane, Any], title: str, panel: Panel, *, height: float) -> None:
     """One panel a lane, three in a line."""
     columns = min(len(content), 3)
-    lines = -(-len(content) // columns)
-    size = (4.1 * columns, height * lines + 0.9)
+    num_lines = -(-len(content) // columns)
+    size = (4.1 * columns, height * num_lines + 0.9)
     figure = Figure(figsize=size, dpi=150, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, x=0.012, ha="left", fontsize=13, color=_INK)
-    axes = figure.subplots(lines, columns, squeeze=False).flatten()
+    axes = figure.subplots(num_lines, columns, squeeze=False).flatten()
     for at, (lane, value) in enumerate(content.items()):
         panel(axes[at], lane, value)
         _plain(axes[at], lane)
@@ -88,6 +88,9 @@ def _panels(path: Path, content: Mapping[Lane, Any], title: str, panel: Panel, *
             axes[at].set_yticklabels([])
     for axis in axes[len(content) :]:
         axis.remove()
+    lines, names = axes[0].get_legend_handles_labels()
+    if panel is _curves:
+        figure.legend(lines, names, loc="outside lower left", ncols=len(names), fontsize=8.5, frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     with atomic_output(path) as stream:
@@ -144,38 +147,37 @@ def _curves(axis: Any, lane: Lane, curves: Mapping[str, list[tuple[int, float]]]
     axis.minorticks_off()
     axis.set_ylim(0, 1.02)
     axis.grid(color=_RULE, linewidth=0.8)
-    axis.legend(fontsize=7, frameon=False, loc="lower left")
 
 
-Grid = tuple[list[str], dict[tuple[str, str], float]]
-"""Names of rows and columns, and the cells that are known."""
+Grid = dict[tuple[str, str], float]
+"""The cells that are known, by the names of row and column."""
 
 
 def _maps(rows: Rows) -> dict[Lane, Grid]:
     """A map of levels for each ISA, and one of ISAs at another level, of the last model."""
     headline = _headline(rows)
-    found = {lane: group[headline]["recall_at_1"] for lane, group in largest(rows).items()}
-    grids: dict[Lane, dict[tuple[str, str], float]] = {}
-    pairs = {f"XO O{low[1:]}O{high[1:]}": (low, high) for low, high in CROSSED_LEVELS}
-    for (view, task, isa), value in found.items():
-        if task in pairs:
-            low, high = (f"O{level[1:]}" for level in pairs[task])
-            grids.setdefault((view, "levels,", isa), {})[low, high] = value
+    crossed = {f"XO O{low[1:]}O{high[1:]}": (f"O{low[1:]}", f"O{high[1:]}") for low, high in CROSSED_LEVELS}
+    levels: dict[Lane, Grid] = {}
+    isas: dict[Lane, Grid] = {}
+    for (view, task, isa), group in largest(rows).items():
+        value = group[headline]["recall_at_1"]
+        if task in crossed:
+            levels.setdefault((view, "levels,", isa), {})[crossed[task]] = value
         elif task in ("XA+XO", "XO mixed"):
             left, _, right = isa.partition("-")
-            grids.setdefault((view, "ISAs,", "another level"), {})[left, right or left] = value
-    return {lane: (sorted({name for pair in cells for name in pair}), cells) for lane, cells in grids.items()}
+            isas.setdefault((view, "ISAs,", "another level"), {})[left, right or left] = value
+    return levels | isas
 
 
 def _map(axis: Any, lane: Lane, grid: Grid) -> None:
-    names, cells = grid
-    table = np.full((len(names), len(names)), np.nan)
-    for (row, column), value in cells.items():
-        table[names.index(row), names.index(column)] = value
-    axis.imshow(table, cmap="Oranges", vmin=0, vmax=1)
-    for (row, column), value in np.ndenumerate(table):
+    left, right = (sorted({pair[side] for pair in grid}) for side in (0, 1))
+    table = np.full((len(left), len(right)), np.nan)
+    for (row, column), value in grid.items():
+        table[left.index(row), right.index(column)] = value
+    axis.imshow(table, cmap="Oranges", vmin=0, vmax=1, aspect="auto")
+    for (down, across), value in np.ndenumerate(table):
         if not np.isnan(value):
             colour = "white" if value > 0.6 else _INK
-            axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=9, color=colour)
-    axis.set_xticks(range(len(names)), names)
-    axis.set_yticks(range(len(names)), names)
+            axis.text(across, down, f"{value:.2f}", ha="center", va="center", fontsize=9, color=colour)
+    axis.set_xticks(range(len(right)), right)
+    axis.set_yticks(range(len(left)), left)
