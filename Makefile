@@ -35,9 +35,10 @@ check: setup
 	$(BIN)/lint-imports
 	$(BIN)/shellcheck launch/*.sh slurm/*.sbatch .ci/run
 
-# Reads runs/demo/corpus, which make demo builds. benchmarks/corpus.py reports on configs/corpus/debian.yaml.
+# Reads runs/demo/corpus, which make demo builds. benchmarks/corpus.py reports on configs/corpus/debian.yaml;
+# benchmarks/vocabulary.py needs a tokenizer.
 bench: setup
-	@for name in shards parsing memory replay plan_cluster tokenizer packing pooling train_cpu; do \
+	@for name in shards parsing memory replay plan_cluster tokenizer packing pooling train_cpu export_memory; do \
 		echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 format: setup

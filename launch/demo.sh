@@ -21,7 +21,7 @@ launch/train.sh "$train_config"
 
 step "3/6 Export: merged weights, adapter, embedding model"
 fresh "$demo"/export/embedding/provenance.json "$demo"/train/finished.json ||
-  asmtrain export "$demo"/train --output "$demo"/export
+  asmtrain export "$demo"/train --output "$demo"/export --probe
 
 step "4/6 Evaluate: find functions of projects the model never saw, across levels, compilers and ISAs"
 fresh "$demo"/eval/retrieval.json "$demo"/export/embedding/provenance.json ||

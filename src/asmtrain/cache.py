@@ -123,15 +123,42 @@ def build_cache(
     parts = _parts(data, split)
     cache = folder / _cache_name(data, split, tokenizer)
     if not (cache / "cache.json").exists():
-        for part in parts[rank::world]:
-            if rank == 0:
-                print(f"tokenising {part.shard} for {data.task}", flush=True)
-            _write_part(part, _selection(parts, data.max_functions), data, tokenizer, cache)
-        barrier()
+        for first in range(0, len(parts), world):  # in step, since a barrier may end the build
+            for part in parts[first + rank : first + rank + 1]:
+                if rank == 0:
+                    print(f"tokenising {part.shard} for {data.task}", flush=True)
+                _write_part(part, _selection(parts, data.max_functions), data, tokenizer, cache)
+            barrier()
         if rank == 0:
             _publish(cache, parts, data, tokenizer)
         barrier()
+    if not json.loads((cache / "cache.json").read_text())["parts"]:
+        raise EmptyCorpus(
+            f"no function of corpus {data.corpus} gives a text of task {data.task} from variants that match "
+            f"{', '.join(data.variants)}",
+            remedy="correct `variants` (and `answers`) in the stage's data; corpus-builder stats lists a "
+            "corpus's variants",
+        )
     return TokenCache(cache)
+
+
+def estimate_tokens(data: DataConfig, split: str, tokenizer: Any, *, num_functions: int = 64) -> float:
+    """About how many tokens the cache would hold, from functions at the start of each of some shards.
+
+    Raises:
+        ShardError: the corpus is missing or damaged.
+        EmptyCorpus: the split has no function.
+    """
+    parts = _parts(data, split)
+    read = parts[:: -(-len(parts) // num_functions)]
+    sample = [
+        record
+        for part in read
+        for record in itertools.islice(read_shard(part.shard), -(-num_functions // len(read)))
+    ]
+    entries = (_examples if data.task in EXAMPLE_TASKS else _documents)(iter(sample), data, tokenizer)
+    num_tokens = sum(len(entry.ids) for entry in entries)
+    return num_tokens / len(sample) * int(_selection(parts, data.max_functions).sum())
 
 
 def _parts(data: DataConfig, split: str) -> list[_Part]:
@@ -259,15 +286,8 @@ def _examples(records: Iterator[FunctionRecord], data: DataConfig, tokenizer: An
 
 
 def _publish(cache: Path, parts: list[_Part], data: DataConfig, tokenizer: Any) -> None:
-    """Write `cache.json`, which is what makes the cache exist."""
+    """Write `cache.json`, which is what makes the cache exist; without parts where nothing matches."""
     names = [part.name for part in parts if (cache / part.name).exists()]
     names = [name for name in names if len(np.load(cache / name / "bodies.npy"))]
-    if not names:
-        raise EmptyCorpus(
-            f"no function of corpus {data.corpus} gives a text of task {data.task} from variants that match "
-            f"{', '.join(data.variants)}",
-            remedy="correct `variants` (and `answers`) in the stage's data; corpus-builder stats lists a "
-            "corpus's variants",
-        )
     with atomic_output(cache / "cache.json") as stream:
         stream.write(json.dumps({"parts": names, "pad_id": tokenizer.pad_token_id}, indent=1).encode())

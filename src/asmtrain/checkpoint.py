@@ -7,17 +7,19 @@
     RUN/stages/01-pretrain/            a finished stage: result.json, and weights or adapter, embedding head
     RUN/checkpoints/01-pretrain-step000100/
         weights/                       the same files as a stage's folder: what an export needs
-        rank-00000.safetensors         that rank's optimizer state and random state
+        rank-00000.safetensors         that rank's slices of the optimizer's state, and random state
         state.json
     RUN/metrics.jsonl, RUN/tb/         every step's figures
+    RUN/evaluations.jsonl              every evaluation's: losses, perplexity by ISA and -O level, samples
     RUN/stopped.json                   why a loss stopped the run, with the keys of the step's functions
     RUN/hangs/rank-00000.txt           Python stacks of each rank of a run that hung or lost a rank
     RUN/finished.json                  appears when the last stage is done
 
 Invariant: every folder under stages/ and checkpoints/ is written under a hidden name, synced and renamed, so
 it is whole or absent; `manifest.json` in it carries each file's sha256. All files are JSON, YAML or
-safetensors: nothing is unpickled. Cost: a checkpoint holds the trained weights once gathered, and 12 bytes
-for each of them in the ranks' files.
+safetensors: nothing is unpickled. A checkpoint fits any number of ranks and any ZeRO stage. Cost: it holds
+the trained weights once gathered, and 12 bytes for each of them in the ranks' files; on another number of
+ranks, each rank reads the head of up to all of these. `saving` writes checkpoints while training goes on.
 """
 
 import errno
@@ -35,7 +37,7 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from asmtrain.config import Dtype, EmbeddingConfig, Full, Lora, TrainConfig
 from asmtrain.embedding import EmbeddingHead
@@ -47,15 +49,19 @@ from asmtrain.model import (
     load_adapter,
     load_head,
     load_model,
-    write_weights,
+    weights_file,
+    write_form,
 )
 from asmtrain.watch import beat
 from corpus_builder.errors import OutputError
 from corpus_builder.shards import atomic_output
 
 MANIFEST = "manifest.json"
-# What may differ when a run goes on: where it lies, how often it saves, and when it ends by itself.
-_FREE_KEYS = re.compile(r"run$|checkpoint\.|guard\b")
+# What may differ when a run goes on: where it lies, how often it saves and what it evaluates, when it ends by
+# itself, and how the optimizer's state is spread.
+_FREE_KEYS = re.compile(
+    r"run$|checkpoint\.|guard\b|stages\.\d+\.(eval_|samples)|engine\.(zero_stage|offload_optimizer)$"
+)
 
 
 class StageResult(BaseModel):
@@ -87,6 +93,8 @@ class CheckpointState(BaseModel):
     step: int
     """Optimizer steps of the stage that are done."""
     world_size: int
+    valid_loss: float | None = None
+    """Of its weights, where it was measured."""
 
 
 def stage_folder(run: Path, index: int, name: str) -> Path:
@@ -178,18 +186,31 @@ def written_to(path: Path) -> Iterator[None]:
         ) from error
 
 
-def publish(draft: Path, folder: Path) -> None:
-    """Write the manifest of a finished draft, sync everything, give it its name."""
+def publish(draft: Path, folder: Path, known: Mapping[str, str] | None = None) -> None:
+    """Write the manifest of a finished draft, sync everything, give it its name.
+
+    `known` has the sha256 of files that are synced already, by their names in the draft.
+    """
+    sums = dict(known or {})
     files = sorted(path for path in draft.rglob("*") if path.is_file())
-    sums = {str(path.relative_to(draft)): _sha256(path) for path in files}
-    (draft / MANIFEST).write_text(json.dumps(sums, indent=1), encoding="utf-8")
-    for path in [*files, draft / MANIFEST, draft]:
+    for path in files:
+        name = str(path.relative_to(draft))
+        if name not in sums:
+            sums[name] = sha256_synced(path)
+    (draft / MANIFEST).write_text(json.dumps(sums, indent=1, sort_keys=True), encoding="utf-8")
+    for path in [draft / MANIFEST, *{path.parent for path in files}, draft]:
         _sync(path)
     if folder.exists():
         # Damaged: the run fell back behind it and has come to its step again.
         shutil.rmtree(folder)
     os.replace(draft, folder)
     _sync(folder.parent)
+
+
+def sha256_synced(path: Path) -> str:
+    """The sha256 of a file, which is on the disk when it is told."""
+    _sync(path)
+    return _sha256(path)
 
 
 def _sha256(path: Path) -> str:
@@ -219,19 +240,26 @@ def damage(folder: Path) -> str | None:
     return None
 
 
+def result_files(
+    model: LanguageModel, tensors: Mapping[str, torch.Tensor], head: Mapping[str, torch.Tensor]
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Which tensors each file of a stage's result holds; `head` is empty without an embedding."""
+    files = dict([weights_file(model, tensors)])
+    return files | {HEAD_FILE: dict(head)} if head else files
+
+
 def write_result(
     folder: Path,
     result: StageResult,
     *,
     model: LanguageModel,
-    tensors: Mapping[str, torch.Tensor],
-    head: Mapping[str, torch.Tensor],
+    files: Mapping[str, dict[str, torch.Tensor]],
 ) -> None:
-    """Write the files of a stage's result into a folder; `head` is empty without an embedding."""
+    """Write a stage's result, `files` as `result_files` gave them; reads no weights of the model."""
     folder.mkdir(exist_ok=True)
-    write_weights(folder, model, tensors)
-    if head:
-        save_file(dict(head), folder / HEAD_FILE)
+    write_form(folder, model)
+    for name, tensors in files.items():
+        save_file(tensors, folder / name, metadata={"format": "pt"})
     (folder / "result.json").write_text(result.model_dump_json(indent=1), encoding="utf-8")
 
 
@@ -297,19 +325,9 @@ def latest(run: Path) -> tuple[Path | None, list[str]]:
     return None, problems
 
 
-def read_state(folder: Path, *, world_size: int) -> CheckpointState:
-    """Where a checkpoint stood.
-
-    Raises:
-        CheckpointError: it was written by another number of ranks.
-    """
-    state = CheckpointState.model_validate_json((folder / "state.json").read_bytes())
-    if state.world_size != world_size:
-        raise CheckpointError(
-            f"checkpoint {folder} was written by {state.world_size} ranks; this run has {world_size}",
-            remedy=f"start {state.world_size} ranks; a finished stage goes on with any number",
-        )
-    return state
+def read_state(folder: Path) -> CheckpointState:
+    """Where a checkpoint stood."""
+    return CheckpointState.model_validate_json((folder / "state.json").read_bytes())
 
 
 def write_state(folder: Path, state: CheckpointState) -> None:
@@ -317,31 +335,6 @@ def write_state(folder: Path, state: CheckpointState) -> None:
     (folder / "state.json").write_text(state.model_dump_json(indent=1), encoding="utf-8")
 
 
-def write_rank(folder: Path, rank: int, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write one rank's optimizer and random state.
-
-    Raises:
-        OutputError: the disk is full.
-    """
-    path = folder / f"rank-{rank:05d}.safetensors"
-    with written_to(path):
-        save_file(dict(tensors), path)
-        _sync(path)
-
-
-def read_rank(folder: Path, rank: int) -> dict[str, torch.Tensor]:
-    """Read what `write_rank` wrote; raises CheckpointError when it is damaged."""
-    path = folder / f"rank-{rank:05d}.safetensors"
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}", remedy=f"delete {folder}") from None
-
-
-def prune(run: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints."""
-    for folder in checkpoints(run)[:-keep]:
-        # Renamed first: a kill in between leaves no half checkpoint under a whole one's name.
-        hidden = folder.with_name(f".{folder.name}")
-        os.replace(folder, hidden)
-        shutil.rmtree(hidden)
+def rank_file(folder: Path, rank: int) -> Path:
+    """Where a rank's slices and random state lie."""
+    return folder / f"rank-{rank:05d}.safetensors"

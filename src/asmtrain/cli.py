@@ -9,6 +9,7 @@ needs them, so that `--help` answers at once.
 import argparse
 import contextlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -95,13 +96,35 @@ def _add_export(commands: Any) -> None:
     parser = commands.add_parser("export", help="write merged weights, adapter and embedding model of a run")
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("--output", type=Path, help="where to; RUN/export if not given")
+    parser.add_argument(
+        "--dtype",
+        choices=("fp32", "bf16"),
+        help="of the weights (default: the one they were trained in); fp32 keeps what bf16 rounds away",
+    )
+    parser.add_argument(
+        "--shard-size", type=_size, default="5GB", metavar="SIZE", help="largest weights file (default: 5GB)"
+    )
+    parser.add_argument(
+        "--probe",
+        action="store_true",
+        help="also load the models, whole, and compare what the trained and the exported ones give",
+    )
     parser.set_defaults(handler=_export)
+
+
+def _size(text: str) -> int:
+    """Bytes of a size such as 5GB or 200MB."""
+    match = re.fullmatch(r"(\d+)([KMG]?)B?", text.upper())
+    if match is None or int(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; give one such as 5GB or 200MB")
+    return int(match[1]) * {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}[match[2]]
 
 
 def _export(options: argparse.Namespace) -> int:
     from asmtrain import export
 
-    return export.run(options.run, options.output)
+    chosen = export.Options(dtype=options.dtype, shard_bytes=options.shard_size, probe=options.probe)
+    return export.run(options.run, options.output, chosen)
 
 
 def _add_eval(commands: Any) -> None:

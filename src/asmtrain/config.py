@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
 Dtype = Literal["fp32", "bf16"]
 DocumentTask = Literal["completion", "retrieval"]
 """Tasks that show a text."""
@@ -67,8 +68,14 @@ class ModelConfig(ConfigModel):
     """Required without `path`; beside `path` it lets `--dry-run` work before the weights are there."""
     dtype: Dtype = "fp32"
     """Of the weights and the computation; `path` models keep it in their exports."""
+    assembly_tokens: Annotated[int, Field(ge=0)] = 0
+    """Up to so many tokens added to the vocabulary of `path`: mnemonics, registers and other pieces of
+    assembly that shorten the functions of the first stage's corpus (or `tokenizer.corpus`) most. Every stage
+    trains their rows, with LoRA too."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more compute."""
+    compile_blocks: bool = False
+    """Compile each layer (torch.compile): needs a C++ compiler or Triton; whether it pays is not measured."""
     chat_template: str | None = None
     """For data with `prompt: chat`: a Jinja template, or the path of a file that holds one, in place of the
     tokenizer's own. Exports carry it."""
@@ -89,11 +96,17 @@ class ModelConfig(ConfigModel):
     def _one_origin(self) -> "ModelConfig":
         if self.path is None and self.shape is None:
             raise ValueError("give `path` (a Hugging Face model folder) or `shape` (a new model)")
+        if self.path is None and self.assembly_tokens:
+            raise ValueError(
+                "`assembly_tokens` extends the vocabulary of `path`; a new model's is all assembly:"
+                " set `shape.vocab_size`"
+            )
         return self
 
 
 class TokenizerConfig(ConfigModel):
-    """How the tokenizer of a new model is trained; a model with `path` brings its own."""
+    """How the tokenizer of a new model is trained; a model with `path` brings its own, and learns from here
+    no more than its `assembly_tokens`."""
 
     corpus: Path
     """Corpus whose training split it learns from."""
@@ -145,6 +158,10 @@ class Lora(ConfigModel):
     rank: Positive = 16
     alpha: Annotated[float, Field(gt=0)] = 32.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    rslora: bool = False
+    """Scale updates by alpha / sqrt(rank) in place of alpha / rank (Kalajdzievski 2023), for high ranks."""
+    dora: bool = False
+    """Learn each weight row's length apart from its direction (DoRA, Liu et al. 2024); slower."""
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Module names that get an adapter; `all-linear` is every linear layer but the head."""
     unfreeze: tuple[Literal["lm_head", "embed_tokens"], ...] = ()
@@ -185,6 +202,10 @@ class StageConfig(ConfigModel):
     objective: Literal["causal_lm", "sft", "contrastive"]
     """`causal_lm` learns every token of a text, `sft` the answer to a prompt, `contrastive` vectors."""
     data: tuple[DataConfig, ...]
+    """The mixture. Beside examples `sft` takes texts, of which it learns every token as `causal_lm` does."""
+    replay: Mapping[str, Share] = {}
+    """Earlier stages (`causal_lm`, `sft`) whose `data` is seen again, each with its share of the rows, as in
+    `{pretrain: 0.1}`. The stage's own parts take the rest, by their weights."""
     trainable: Annotated[Full | Lora, Field(discriminator="kind")]
     optimizer: OptimizerConfig
     steps: Positive
@@ -201,7 +222,11 @@ class StageConfig(ConfigModel):
     embedding: EmbeddingConfig | None = None
     """Required by `contrastive`."""
     eval_rows: Annotated[int, Field(ge=0)] = 64
-    """Rows of the validation split whose loss is measured when the stage ends; 0 for none."""
+    """Rows (functions, if `contrastive`) of the validation split whose loss is measured; 0 for none."""
+    eval_every_steps: Positive | None = None
+    """How often it is measured; when the stage ends in any case, without this key only then."""
+    samples: Annotated[int, Field(ge=0)] = 2
+    """Validation texts that the model goes on with at each evaluation, shown in TensorBoard; 0 for none."""
 
     @model_validator(mode="after")
     def _fits_objective(self) -> "StageConfig":
@@ -209,12 +234,22 @@ class StageConfig(ConfigModel):
             raise ValueError("a contrastive stage needs an `embedding` group")
         if self.objective == "contrastive" and len(self.data) != 1:
             raise ValueError("a contrastive stage takes one corpus in `data`")
-        tasks = get_args(ExampleTask if self.objective == "sft" else DocumentTask)
-        for part in self.data:
-            if part.task not in tasks:
+        texts, asked = get_args(DocumentTask), get_args(ExampleTask)
+        tasks = [part.task for part in self.data]
+        if self.objective == "sft" and not set(tasks) & set(asked):
+            raise ValueError(
+                f"objective 'sft' needs one of the tasks {', '.join(asked)}; got {', '.join(tasks)}"
+            )
+        for task in tasks:
+            if self.objective != "sft" and task not in texts:
                 raise ValueError(
-                    f"objective {self.objective!r} takes the tasks {', '.join(tasks)}; got {part.task!r}"
+                    f"objective {self.objective!r} takes the tasks {', '.join(texts)}; got {task!r}"
                 )
+        if self.replay and self.objective == "contrastive":
+            raise ValueError("`replay` is for causal_lm and sft; a contrastive stage takes one corpus")
+        if sum(self.replay.values()) >= 1:
+            total = sum(self.replay.values())
+            raise ValueError(f"`replay` takes {total:g} of the rows; leave some to the stage's own `data`")
         return self
 
 
@@ -235,6 +270,8 @@ class CheckpointConfig(ConfigModel):
     every_steps: Positive = 100
     keep: Positive = 2
     """Newest checkpoints kept; a stage's result is always kept."""
+    keep_best: bool = False
+    """Keep each stage's checkpoint with the lowest validation loss as well."""
 
 
 class GuardConfig(ConfigModel):
@@ -278,6 +315,15 @@ class TrainConfig(ConfigModel):
                     f"stage {after.name!r} goes on with the adapter of {before.name!r}: "
                     "their `trainable` groups must be equal"
                 )
+        for number, stage in enumerate(stages):
+            earlier = {item.name: item.objective for item in stages[:number]}
+            for name in stage.replay:
+                if earlier.get(name, "contrastive") == "contrastive":
+                    usable = [key for key, objective in earlier.items() if objective != "contrastive"]
+                    raise ValueError(
+                        f"stage {stage.name!r} replays {name!r}, which is no causal_lm or sft stage "
+                        f"before it: those are {', '.join(usable) or 'none'}"
+                    )
         return stages
 
     @model_validator(mode="after")

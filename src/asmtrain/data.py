@@ -12,7 +12,7 @@ Shapes: B rows or functions of a micro-batch, T tokens.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,8 @@ __all__ = ["PairBatch", "PairBatches", "RowBatch", "RowBatches", "TokenCache", "
 BatchT = TypeVar("BatchT", "RowBatch", "PairBatch")
 
 _PERMUTE_DOCUMENTS, _PERMUTE_ROWS, _PERMUTE_FUNCTIONS, _DRAW_VARIANTS = range(4)
+_PlannedRows: TypeAlias = list[tuple[int, int]]
+"""Part, and row of its packing."""
 _EMPTY = (-1, -1)
 
 
@@ -81,11 +83,11 @@ class RowBatches:
         rows_per_step: int,
         micro_rows: int,
         seed: int,
-        too_long: TooLong = "split",
+        too_long: Sequence[TooLong] | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        """Pack.
+        """Pack; `too_long` has an entry for each cache, "split" without it.
 
         Raises:
             LaunchError: the rows of a step cannot be spread evenly over the ranks.
@@ -99,7 +101,7 @@ class RowBatches:
         self._orders: list[IntArray] = []
         self.packed: list[Rows] = []
         for part, cache in enumerate(caches):
-            used = fit(cache, context, too_long)
+            used = fit(cache, context, too_long[part] if too_long else "split")
             order = _rng(seed, _PERMUTE_DOCUMENTS, part).permutation(len(used.documents))
             self._orders.append(used.documents[order])
             self.packed.append(pack(used.lengths[order], context))
@@ -125,7 +127,14 @@ class RowBatches:
     def step(self, index: int) -> list[RowBatch]:
         """This rank's micro-batches of optimizer step `index`, counted from 0."""
         first = index * self.rows_per_step
-        return self._mine(self._schedule(first, first + self.rows_per_step))
+        rows = self._cut(self._schedule(first, first + self.rows_per_step))
+        return [self._batch(micro) for micro in rows]
+
+    def parts(self, index: int) -> list[torch.Tensor]:
+        """The part of each row in what `step` returns: parts_B."""
+        first = index * self.rows_per_step
+        rows = self._cut(self._schedule(first, first + self.rows_per_step))
+        return [torch.tensor([part for part, _ in micro]) for micro in rows]
 
     def keys(self, index: int) -> list[str]:
         """The functions that step `index` reads on all ranks, in the order of its rows."""
@@ -138,18 +147,30 @@ class RowBatches:
 
         Every rank gets as many batches as the others; rows that are left over are empty (no labels).
         """
+        return [self._batch(rows) for rows in self._evaluated(num_rows)]
+
+    def evaluation_documents(self, num_rows: int) -> list[list[list[tuple[int, int, int]]]]:
+        """What lies in each row of each batch of `evaluation`, in order: (part, document, tokens)."""
+        return [
+            [
+                [(part, document, length) for document, _, length in self._pieces(part, row)]
+                for part, row in rows
+            ]
+            for rows in self._evaluated(num_rows)
+        ]
+
+    def _evaluated(self, num_rows: int) -> list[_PlannedRows]:
         available = int(self.steps_per_epoch * self.rows_per_step)
         rows = self._schedule(0, min(num_rows, max(available, 1)))
-        rows += [_EMPTY] * (-len(rows) % self.world)
-        return self._mine(rows)
+        return self._cut(rows + [_EMPTY] * (-len(rows) % self.world))
 
-    def _mine(self, rows: list[tuple[int, int]]) -> list[RowBatch]:
+    def _cut(self, rows: _PlannedRows) -> list[_PlannedRows]:
         """Cut the rows of all ranks into this rank's micro-batches."""
         share = len(rows) // self.world
         own = rows[self.rank * share : (self.rank + 1) * share]
-        return [self._batch(own[at : at + self.micro_rows]) for at in range(0, share, self.micro_rows)]
+        return [own[at : at + self.micro_rows] for at in range(0, share, self.micro_rows)]
 
-    def _schedule(self, first: int, stop: int) -> list[tuple[int, int]]:
+    def _schedule(self, first: int, stop: int) -> _PlannedRows:
         """(part, row of its packing) of the global rows `first` to `stop`."""
         parts, occurrences = _interleave(self._weights, first, stop)
         return [
@@ -165,7 +186,7 @@ class RowBatches:
             self._epochs[part, epoch] = _rng(self.seed, _PERMUTE_ROWS, part, epoch).permutation(num_rows)
         return int(self._epochs[part, epoch][place])
 
-    def _batch(self, rows: list[tuple[int, int]]) -> RowBatch:
+    def _batch(self, rows: _PlannedRows) -> RowBatch:
         shape = (len(rows), self.context)
         ids, labels = np.full(shape, self.caches[0].pad_id), np.full(shape, IGNORE)
         positions, document_ids = np.zeros(shape, dtype=np.int64), np.full(shape, -1)

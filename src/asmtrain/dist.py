@@ -115,6 +115,13 @@ def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
     return total
 
 
+def broadcast(values: torch.Tensor) -> torch.Tensor:
+    """Rank 0's values, on all ranks; the argument is left alone."""
+    copy = values.clone()
+    c10d.broadcast(copy, 0)
+    return copy
+
+
 def all_gather_rows(rows_ND: torch.Tensor) -> torch.Tensor:
     """The rows of all ranks, in the order of ranks; every rank gives the same number of rows."""
     gathered = [torch.empty_like(rows_ND) for _ in range(c10d.get_world_size())]

@@ -1,9 +1,9 @@
 """Our config to DeepSpeed's, and the one object through which a stage's model is stepped.
 
 In: a config, a stage, a module. Out: an `Engine`: forward, backward, step, and its state as whole tensors
-(weights) or this rank's own (optimizer). Invariants: the gradient of a step is that of the loss whose parts
-were given to `backward` on all ranks and micro-steps, at every ZeRO stage; the optimizer state goes to files
-as plain tensors, so that nothing is unpickled when a run goes on.
+(weights) or slices of this rank (optimizer). Invariants: the gradient of a step is that of the loss whose
+parts were given to `backward` on all ranks and micro-steps, at every ZeRO stage; the optimizer state goes to
+files as plain tensors, so that nothing is unpickled when a run goes on.
 """
 
 import logging
@@ -11,14 +11,17 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from asmtrain import slices
 from asmtrain.config import OptimizerConfig, StageConfig, TrainConfig
 from asmtrain.dist import World
 from asmtrain.errors import ConfigError, LaunchError
+from asmtrain.slices import Slice
 from asmtrain.watch import beat
 
 _NEVER = 2**31
@@ -132,11 +135,13 @@ class Engine:
         self.module = module
         self.world = world
         self.accumulation = accumulation(config, stage, world.size)
+        settings = deepspeed_config(config, stage, world.size)
+        settings["zero_optimization"].setdefault("reduce_bucket_size", bucket_size(module))
         try:
             self._engine = deepspeed.initialize(
                 model=module,
                 model_parameters=_decay_groups(module, stage.optimizer.weight_decay),
-                config=deepspeed_config(config, stage, world.size),
+                config=settings,
             )[0]
         except (ValueError, NotImplementedError) as error:
             raise ConfigError(
@@ -144,6 +149,7 @@ class Engine:
                 remedy="check `engine` and `deepspeed` in the config",
             ) from error
         self.zero_stage = int(self._engine.zero_optimization_stage())
+        self._held = slices.held(self._engine.optimizer, dict(module.named_parameters()), rank=world.rank)
         # transformers loads models in evaluation mode, in which they do not recompute activations.
         self.train(True)
 
@@ -206,42 +212,26 @@ class Engine:
         return gathered
 
     def optimizer_state(self) -> dict[str, torch.Tensor]:
-        """This rank's own part of the optimizer, as plain tensors: fp32 weights and Adam's moments."""
-        states = self._engine.basic_optimizer.state
-        tensors = {}
-        for number, part in enumerate(self._parts()):
-            tensors[f"{number}.weights"] = part.detach()
-            tensors |= {f"{number}.{name}": value for name, value in states[part].items()}
-        return {name: value.to("cpu", copy=True) for name, value in tensors.items()}
+        """This rank's share of fp32 weights and Adam's moments, as copies for a file; see `slices`."""
+        held: Iterable[Slice] = self._held
+        if self.zero_stage == 0:
+            held = slices.shared_out(held, self.world.rank, self.world.size)
+        return slices.to_tensors(held, self._engine.basic_optimizer.state)
 
-    def load_optimizer_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take back what `optimizer_state` gave, on an engine that has not stepped yet."""
-        states = self._engine.basic_optimizer.state
-        for number, part in enumerate(self._parts()):
-            part.data.copy_(tensors[f"{number}.weights"])
-            prefix = f"{number}."
-            states[part] = {
-                # torch keeps Adam's step count on the CPU.
-                name.removeprefix(prefix): value.clone()
-                if value.ndim == 0
-                else value.to(part.device, copy=True)
-                for name, value in tensors.items()
-                if name.startswith(prefix) and name != f"{prefix}weights"
-            }
+    def load_optimizer_state(self, paths: Iterable[Path]) -> None:
+        """Take back what `optimizer_state` gave on all ranks, whatever their number and ZeRO stage.
 
-    def _parts(self) -> list[torch.Tensor]:
-        """The tensors that torch's AdamW updates on this rank, in a fixed order."""
-        optimizer = self._engine.optimizer
-        # ZeRO 3, ZeRO 1 and 2, bf16 at stage 1, bf16 at stage 0
-        for attribute in (
-            "fp32_partitioned_groups_flat",
-            "single_partition_of_fp32_groups",
-            "fp32_groups_flat_partition",
-            "fp32_groups_flat",
-        ):
-            if hasattr(optimizer, attribute):
-                return list(getattr(optimizer, attribute))
-        return [part for group in optimizer.param_groups for part in group["params"]]
+        `paths` are their files, each once; those after the last that is needed are not read.
+
+        Raises:
+            CheckpointError: a file cannot be read, or part of a parameter is in none.
+        """
+        slices.load(self._held, self._engine.basic_optimizer.state, paths)
+
+
+def bucket_size(module: nn.Module) -> int:
+    """Gradients that ZeRO reduces at a time: all, or DeepSpeed's 5e8, for which it keeps room."""
+    return min(sum(p.numel() for p in module.parameters() if p.requires_grad), 500_000_000)
 
 
 def _decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -1,15 +1,15 @@
-"""Exports of a run: merged weights, adapter, embedding model, each verified against the trainer's own model.
+"""Exports of a run: merged weights, adapter, embedding model.
 
-    merged/       Hugging Face folder: base and adapter in one, in the base's dtype
+    merged/       Hugging Face folder: base and adapter in one, as transformers and vLLM load it
     adapter/      PEFT adapter of the same stage; absent where the stage trained every weight
     embedding/    sentence-transformers folder in its legacy layout, which old and new releases load
 
 In goes a run folder, or one of its stages or checkpoints, whatever ZeRO stage wrote it; no GPU, no network.
 `merged/` and `adapter/` come from the newest language-modelling stage, `embedding/` from the newest
-contrastive one. Invariants: an export that differs from the trainer's model by more than the stated bound,
-or holds an empty or infinite tensor, is not published; a published folder is whole, carries
-`provenance.json` and, in `manifest.json`, the sha256 of each file. Cost: each model is loaded twice, once to
-write and once to read back.
+contrastive one. Invariants: an export with a tensor that is empty, partial, not finite or not stored as it
+was computed is not published, nor, when probed, one that differs from the trainer's model by more than the
+stated bound; a published folder is whole, carries `provenance.json` and, in `manifest.json`, the sha256 of
+each file. Cost: weights pass through memory a block at a time (`merge`); a probe loads each model.
 """
 
 import gc
@@ -35,9 +35,11 @@ from asmtrain.checkpoint import load_stage_result, new_draft, publish, read_resu
 from asmtrain.config import Dtype
 from asmtrain.encoder import embed_texts, load_encoder, write_layout
 from asmtrain.errors import CheckpointError, ExportError
-from asmtrain.model import ADAPTER_FILE, EmbeddingModel, backbone, merge_lora
+from asmtrain.merge import check_adapter, write_merged
+from asmtrain.model import ADAPTER_FILE, DTYPES, HEAD_FILE, EmbeddingModel
 from asmtrain.provenance import provenance
 from asmtrain.tokens import load_tokenizer
+from asmtrain.weights import TensorFiles, refuse_unsound
 
 LOGIT_BOUND: dict[Dtype, float] = {"fp32": 1e-4, "bf16": 0.1}
 """Largest allowed difference of a logit between adapter and merged weights, as a share of the largest logit.
@@ -66,7 +68,19 @@ class Sources:
     embedding: Path | None
 
 
-def run(source: Path, output: Path | None = None) -> int:
+@dataclass(frozen=True)
+class Options:
+    """How exports are written and verified."""
+
+    dtype: Dtype | None = None
+    """Of the weights; the one they were trained in if not given."""
+    shard_bytes: int = 5_000_000_000
+    """Largest size of a weights file."""
+    probe: bool = False
+    """Load trained and exported models, and compare what they give on probe texts."""
+
+
+def run(source: Path, output: Path | None = None, options: Options = Options()) -> int:
     """Export a run, a stage or a checkpoint into `output`, and print what was verified.
 
     Raises:
@@ -77,13 +91,13 @@ def run(source: Path, output: Path | None = None) -> int:
     output = output or sources.run / "export"
     console = terminal.console()
     if sources.lm:
-        _report(console, output / "merged", export_merged(sources, output / "merged"))
+        _report(console, output / "merged", export_merged(sources, output / "merged", options))
         if (sources.lm / ADAPTER_FILE).exists():
-            _report(console, output / "adapter", export_adapter(sources, output / "adapter"))
+            _report(console, output / "adapter", export_adapter(sources, output / "adapter", options))
         else:
             console.print(f"no adapter: stage {read_result(sources.lm).name} trained every weight")
     if sources.embedding:
-        _report(console, output / "embedding", export_embedding(sources, output / "embedding"))
+        _report(console, output / "embedding", export_embedding(sources, output / "embedding", options))
     return 0
 
 
@@ -119,54 +133,46 @@ def find_sources(source: Path) -> Sources:
 # The three exports.
 
 
-def export_merged(sources: Sources, folder: Path) -> Figures:
+def export_merged(sources: Sources, folder: Path, options: Options) -> Figures:
     """Write `merged/`: the model with its adapter folded in; returns what was verified."""
     assert sources.lm is not None
-    result = read_result(sources.lm)
-    model, _ = load_stage_result(sources.lm)
-    tokenizer = prompt_tokenizer(sources.run)
-    ids = [_probe_ids(tokenizer, text) for text in _PROBES]
-    expected = _logits(model, ids)
-    figures: Figures = {}
-    if isinstance(model, PeftModel):
-        figures, model = _merge_measured(model)
-    refuse_unsound(model.state_dict(), folder)
     with _replacing(folder) as draft:
-        model.save_pretrained(draft, max_shard_size="5GB")
+        figures = write_merged(sources.lm, draft, dtype=options.dtype, shard_bytes=options.shard_bytes)
+        tokenizer = prompt_tokenizer(sources.run)
         tokenizer.save_pretrained(draft)
-        del model
-        gc.collect()
-        reloaded = AutoModelForCausalLM.from_pretrained(draft, dtype="auto")
-        figures |= _compare_logits(_logits(reloaded, ids), expected, LOGIT_BOUND[result.dtype], folder)
+        if options.probe:
+            expected = _probe(load_stage_result(sources.lm)[0], tokenizer)
+            merged = AutoModelForCausalLM.from_pretrained(draft, dtype="auto")
+            figures |= _compare_logits(
+                _probe(merged, tokenizer), expected, _coarser(read_result(sources.lm).dtype, options), folder
+            )
         _write_provenance(draft, sources, sources.lm, figures)
     return figures
 
 
-def export_adapter(sources: Sources, folder: Path) -> Figures:
+def export_adapter(sources: Sources, folder: Path, options: Options) -> Figures:
     """Write `adapter/`, which PEFT loads on the base that it names; returns what was verified."""
     assert sources.lm is not None
     result = read_result(sources.lm)
     base = checkpoint.base_path(sources.lm, result)
+    check_adapter(sources.lm)
     tokenizer = prompt_tokenizer(sources.run)
-    ids = [_probe_ids(tokenizer, text) for text in _PROBES]
-    model, _ = load_stage_result(sources.lm)
-    expected = _logits(model, ids)
-    del model
-    gc.collect()
+    figures: Figures = {}
     with _replacing(folder) as draft:
         settings = json.loads((sources.lm / "adapter_config.json").read_bytes())
         settings["base_model_name_or_path"] = base
         (draft / "adapter_config.json").write_text(json.dumps(settings, indent=1, sort_keys=True))
         shutil.copyfile(sources.lm / ADAPTER_FILE, draft / ADAPTER_FILE)
         tokenizer.save_pretrained(draft)
-        loaded = _load_peft(base, draft)
-        refuse_unsound(loaded.state_dict(), folder)
-        figures = _compare_logits(_logits(loaded, ids), expected, LOGIT_BOUND[result.dtype], folder)
+        if options.probe:
+            expected = _probe(load_stage_result(sources.lm)[0], tokenizer)
+            found = _probe(_load_peft(base, draft), tokenizer)
+            figures = _compare_logits(found, expected, result.dtype, folder)
         _write_provenance(draft, sources, sources.lm, figures)
     return figures
 
 
-def export_embedding(sources: Sources, folder: Path) -> Figures:
+def export_embedding(sources: Sources, folder: Path, options: Options) -> Figures:
     """Write `embedding/`, a sentence-transformers folder; returns what was verified."""
     assert sources.embedding is not None
     result = read_result(sources.embedding)
@@ -174,21 +180,36 @@ def export_embedding(sources: Sources, folder: Path) -> Figures:
         raise ExportError(
             f"stage {result.name} has no embedding head", remedy="train a contrastive stage with `embedding`"
         )
-    model, head = load_stage_result(sources.embedding)
-    assert head is not None
     tokenizer = load_tokenizer(sources.run / "tokenizer")
     max_tokens = result.embedding.max_tokens
-    expected = _trainer_vectors(EmbeddingModel(model, head).eval(), tokenizer, max_tokens)
-    lm = merge_lora(model) if isinstance(model, PeftModel) else model
-    refuse_unsound(lm.state_dict() | head.state_dict(), folder)
     with _replacing(folder) as draft:
-        backbone(lm).save_pretrained(draft, max_shard_size="5GB")
+        figures = write_merged(
+            sources.embedding, draft, dtype=options.dtype, shard_bytes=options.shard_bytes, headless=True
+        )
         _portable(tokenizer, max_tokens).save_pretrained(draft)
-        write_layout(draft, hidden_size=backbone(lm).config.hidden_size, settings=result.embedding)
-        save_file({"linear.weight": head.dense.weight.data}, draft / "2_Dense" / "model.safetensors")
-        figures = _compare_vectors(draft, expected, VECTOR_BOUND[result.dtype], folder)
+        dtype = DTYPES[options.dtype or result.dtype]
+        width = _write_dense(sources.embedding, draft, dtype)
+        write_layout(draft, hidden_size=width, settings=result.embedding)
+        if options.probe:
+            model, head = load_stage_result(sources.embedding)
+            assert head is not None
+            expected = _trainer_vectors(EmbeddingModel(model, head).eval(), tokenizer, max_tokens)
+            del model
+            gc.collect()
+            bound = VECTOR_BOUND[_coarser(result.dtype, options)]
+            figures |= _compare_vectors(draft, expected, bound, folder)
         _write_provenance(draft, sources, sources.embedding, figures)
     return figures
+
+
+def _write_dense(stage: Path, draft: Path, dtype: torch.dtype) -> int:
+    """Write the embedding head's matrix where sentence-transformers looks for it; returns its width."""
+    head = TensorFiles([stage / HEAD_FILE])
+    weight = head.whole("dense.weight")
+    refuse_unsound("dense.weight", weight, head.shapes["dense.weight"])
+    (draft / "2_Dense").mkdir()
+    save_file({"linear.weight": weight.to(dtype)}, draft / "2_Dense" / "model.safetensors")
+    return weight.shape[1]
 
 
 def _load_peft(base: str, adapter: Path) -> PeftModel:
@@ -213,36 +234,26 @@ def _replacing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def refuse_unsound(tensors: dict[str, torch.Tensor], folder: Path) -> None:
-    """Raise ExportError for a tensor that is empty, as ZeRO-3 leaves those it partitions, or not finite."""
-    for name, tensor in tensors.items():
-        if tensor.numel() == 0 or tensor.is_meta:
-            raise ExportError(
-                f"{folder}: tensor {name} is empty", remedy="export a stage or checkpoint that is whole"
-            )
-        if not torch.isfinite(tensor).all():
-            raise ExportError(
-                f"{folder}: tensor {name} holds NaN or infinity",
-                remedy="the training diverged: lower the learning rate, or export an older checkpoint",
-            )
-
-
 # Verification.
 
 
-def _probe_ids(tokenizer: Any, text: str) -> torch.Tensor:
-    return torch.tensor([tokenizer(text)["input_ids"][:256]])
-
-
 @torch.inference_mode()
-def _logits(model: torch.nn.Module, ids: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def _probe(model: torch.nn.Module, tokenizer: Any) -> list[torch.Tensor]:
+    """Logits of the probe texts."""
     model.eval()
+    ids = [torch.tensor([tokenizer(text)["input_ids"][:256]]) for text in _PROBES]
     return [model(input_ids=ids_1T, use_cache=False).logits.float() for ids_1T in ids]
 
 
+def _coarser(trained: Dtype, options: Options) -> Dtype:
+    """Of the dtypes that a comparison is between, the one that bounds it."""
+    return "bf16" if "bf16" in (trained, options.dtype) else "fp32"
+
+
 def _compare_logits(
-    found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], bound: float, folder: Path
+    found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], dtype: Dtype, folder: Path
 ) -> Figures:
+    bound = LOGIT_BOUND[dtype]
     difference = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
     scale = max(float(item.abs().max()) for item in expected)
     if not difference <= bound * scale:
@@ -252,28 +263,6 @@ def _compare_logits(
             remedy="train in fp32, or check that the base is the one the adapter was trained on",
         )
     return {"max_logit_difference": difference, "largest_logit": scale, "bound": bound * scale}
-
-
-def _merge_measured(model: PeftModel) -> tuple[Figures, Any]:
-    """Fold the adapter in, and measure how much of its update the weights' precision kept."""
-    wanted = kept = moved = total = 0.0
-    deltas = {}
-    for name, module in model.named_modules():
-        if hasattr(module, "get_delta_weight") and "default" in getattr(module, "lora_A", {}):
-            base = module.get_base_layer().weight
-            deltas[name.removeprefix("base_model.model.")] = (
-                base.detach().clone(),
-                module.get_delta_weight("default").detach().float(),
-            )
-    merged = merge_lora(model)
-    for name, (before, delta) in deltas.items():
-        change = merged.get_submodule(name).weight.detach().float() - before.float()
-        wanted += float((delta * delta).sum())
-        kept += float((delta * change).sum())
-        moved += float((change != 0).sum())
-        total += change.numel()
-    figures = {"update_kept": kept / wanted if wanted else 1.0, "weights_moved": moved / max(total, 1)}
-    return figures, merged
 
 
 @torch.inference_mode()

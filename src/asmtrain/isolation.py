@@ -84,8 +84,8 @@ def _chosen(document_ids_BT: torch.Tensor) -> list[_Piece]:
 
 
 def _alone(batch: RowBatch, pieces: list[_Piece]) -> RowBatch:
-    """The documents as rows of their own, padded on the right."""
-    shape = (len(pieces), max(end - first for _, first, end in pieces))
+    """The documents as rows of their own, padded on the right; of one shape on every rank (`head_losses`)."""
+    shape = (_DOCUMENTS, min(_TOKENS, batch.ids_BT.shape[1]))
     ids_BT = batch.ids_BT.new_zeros(shape)
     document_ids_BT = torch.full_like(ids_BT, -1)
     for line, (row, first, end) in enumerate(pieces):

@@ -19,48 +19,69 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from asmtrain.attention import document_ends
 from asmtrain.config import Dtype, EmbeddingConfig, Full, Lora, ModelConfig, ShapeConfig
 from asmtrain.embedding import EmbeddingHead
 from asmtrain.errors import ConfigError, ModelError
-from asmtrain.losses import token_losses
+from asmtrain.losses import LOGITS_AT_ONCE, head_losses
 from asmtrain.ulysses import RowShare
+from asmtrain.weights import WEIGHTS_FILE
 
 LanguageModel: TypeAlias = PreTrainedModel | PeftModel
 
 DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 HEAD_FILE = "embedding_head.safetensors"
 ADAPTER_FILE = "adapter_model.safetensors"
-WEIGHTS_FILE = "model.safetensors"
+NEW_TOKENS = "assembly_tokens"
+"""Key in config.json of an extended base: the first of its new tokens, and the one after the last."""
 
 
 class TokenLossModel(nn.Module):
     """A language model that gives the loss of each token of packed rows in place of its logits."""
 
-    def __init__(self, lm: LanguageModel) -> None:
+    def __init__(self, lm: LanguageModel, *, logits_at_once: int = LOGITS_AT_ONCE) -> None:
         super().__init__()
         self.lm = lm
+        self.logits_at_once = logits_at_once
 
     def forward(
         self,
         ids_BT: torch.Tensor,
         position_ids_BT: torch.Tensor,
-        targets_BT: torch.Tensor,
-        document_lengths: Sequence[int],
+        targets_BT: torch.Tensor | None = None,
+        document_lengths: Sequence[int] | None = None,
         share: RowShare | None = None,
+        *,
+        logits_at: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """losses_BT, 0 where a place has no target; `document_lengths` as in `attention`.
 
         With the `share` of a group of ranks, T is this rank's span; lengths are always those of whole rows.
+        Without targets, the logits_BNV of the N places `logits_at`: through here, not past it, since ZeRO 3
+        begins and ends a forward pass at this module.
         """
+        rows, length = ids_BT.shape
+        lengths = [length] * rows if document_lengths is None else document_lengths
         # No mask and no cache: with either, position ids would not keep packed documents apart.
-        output = self.lm(
+        hidden_BTD: torch.Tensor = backbone(self.lm)(
             input_ids=ids_BT,
             position_ids=position_ids_BT,
             use_cache=False,
-            document_lengths=document_lengths,
+            document_lengths=lengths,
+            document_ends=document_ends(lengths, ids_BT.device),
             share=share,
+        ).last_hidden_state
+        head = self.lm.get_output_embeddings()
+        if targets_BT is None:
+            logits_BNV: torch.Tensor = head(hidden_BTD[:, logits_at])
+            return logits_BNV
+        return head_losses(
+            head,
+            hidden_BTD,
+            targets_BT,
+            vocab_size=self.lm.config.vocab_size,
+            logits_at_once=self.logits_at_once,
         )
-        return token_losses(output.logits, targets_BT)
 
 
 class EmbeddingModel(nn.Module):
@@ -104,6 +125,15 @@ def new_model(config: LlamaConfig, *, dtype: Dtype, seed: int) -> PreTrainedMode
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return LlamaForCausalLM(config).to(DTYPES[dtype])
+
+
+def extended(config: Any, num_tokens: int, *, first: int | None = None) -> Any:
+    """The config with `num_tokens` new tokens from `first` on; the vocabulary's end if not given."""
+    if num_tokens:
+        first = config.vocab_size if first is None else first
+        config.vocab_size = max(config.vocab_size, first + num_tokens)
+        setattr(config, NEW_TOKENS, [first, first + num_tokens])
+    return config
 
 
 def load_model(path: str, *, dtype: Dtype) -> PreTrainedModel:
@@ -159,12 +189,16 @@ def attach_lora(model: PreTrainedModel, lora: Lora, *, base: str) -> PeftModel:
             f"unfreeze: {list(lora.unfreeze)} with tied embeddings would train two copies of one matrix",
             remedy="leave `unfreeze` empty for this model, or start from one with an untied head",
         )
+    tokens = new_rows(model.config, lora)
     settings = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
         target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
         modules_to_save=list(lora.unfreeze) or None,
+        trainable_token_indices={name: list(rows) for name, rows in tokens.items()} or None,
         task_type="CAUSAL_LM",
     )
     try:
@@ -181,6 +215,14 @@ def attach_lora(model: PreTrainedModel, lora: Lora, *, base: str) -> PeftModel:
     # Set late: peft would put the folder's name on this machine in its place.
     wrapped.peft_config["default"].base_model_name_or_path = base
     return wrapped
+
+
+def new_rows(config: Any, lora: Lora) -> dict[str, range]:
+    """Rows of assembly tokens that an adapter trains, by module: those a vocabulary was extended by."""
+    if not getattr(config, NEW_TOKENS, None):
+        return {}
+    names = ("embed_tokens",) if config.tie_word_embeddings else ("embed_tokens", "lm_head")
+    return {name: range(*getattr(config, NEW_TOKENS)) for name in names if name not in lora.unfreeze}
 
 
 def merge_lora(model: PeftModel) -> PreTrainedModel:
@@ -204,6 +246,12 @@ def enable_recompute(model: LanguageModel) -> None:
         lm.gradient_checkpointing_enable(settings)
 
 
+def compile_blocks(model: LanguageModel, *, backend: str = "inductor") -> None:
+    """Compile each layer of the transformer, at its first call; equal layers share what was compiled."""
+    for layer in backbone(model).layers:
+        layer.compile(backend=backend)
+
+
 def set_trainable(model: LanguageModel, trainable: Full | Lora, *, headless: bool) -> None:
     """Set `requires_grad`: every weight, or the adapter and its modules trained in full.
 
@@ -218,7 +266,7 @@ def set_trainable(model: LanguageModel, trainable: Full | Lora, *, headless: boo
 
 
 def _in_adapter(name: str) -> bool:
-    return "lora_" in name or "modules_to_save" in name
+    return any(part in name for part in ("lora_", "modules_to_save", "trainable_tokens_delta"))
 
 
 def result_names(model: LanguageModel) -> list[str]:
@@ -229,16 +277,29 @@ def result_names(model: LanguageModel) -> list[str]:
 
 def write_weights(folder: Path, model: LanguageModel, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write a Hugging Face folder, or a PEFT adapter folder, from whole tensors named by `result_names`."""
+    write_form(folder, model)
+    name, state = weights_file(model, tensors)
+    save_file(state, folder / name, metadata={"format": "pt"})
+
+
+def weights_file(
+    model: LanguageModel, tensors: Mapping[str, torch.Tensor]
+) -> tuple[str, dict[str, torch.Tensor]]:
+    """The file that holds whole tensors named by `result_names`, and their names in it."""
     missing = [name for name in result_names(model) if tensors[name].numel() == 0]
     assert not missing, f"partitioned tensors reached a file: {missing[:3]}"
     if isinstance(model, PeftModel):
-        state = get_peft_model_state_dict(model, dict(tensors), save_embedding_layers=False)
+        return ADAPTER_FILE, get_peft_model_state_dict(model, dict(tensors), save_embedding_layers=False)
+    return WEIGHTS_FILE, dict(tensors)
+
+
+def write_form(folder: Path, model: LanguageModel) -> None:
+    """Write what a folder holds beside its weights; reads nothing of the model that training changes."""
+    if isinstance(model, PeftModel):
         model.peft_config["default"].save_pretrained(str(folder))
-        save_file(state, folder / ADAPTER_FILE, metadata={"format": "pt"})
         return
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
-    save_file(dict(tensors), folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
 def load_adapter(model: PreTrainedModel, folder: Path, lora: Lora, *, base: str) -> PeftModel:
@@ -282,13 +343,19 @@ class ParameterCount:
     trainable: int
 
 
-def count_parameters(config: Any, trainable: Full | Lora, *, headless: bool) -> ParameterCount:
-    """Count what a stage holds and trains (the embedding head aside), without allocating a weight."""
+def meta_model(config: Any, trainable: Full | Lora, *, dtype: Dtype, headless: bool) -> LanguageModel:
+    """The module that a stage trains (the embedding head aside), on the meta device: it takes no memory."""
     with torch.device("meta"):
         model: LanguageModel = LlamaForCausalLM(config)
         if isinstance(trainable, Lora):
             model = attach_lora(model, trainable, base="")
+    model = model.to(DTYPES[dtype])  # adapters too: peft gives them their base's dtype, but not on meta
     set_trainable(model, trainable, headless=headless)
+    return model
+
+
+def count_parameters(model: LanguageModel) -> ParameterCount:
+    """Count what a model holds and trains."""
     # PEFT keeps a frozen copy of a module trained in full: it takes memory, so it counts.
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return ParameterCount(sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained))
@@ -301,9 +368,10 @@ def planned_config(model: ModelConfig) -> Any:
         ModelError: neither is at hand without a network.
     """
     if model.shape is not None:
-        return llama_config(model.shape)
+        return extended(llama_config(model.shape), model.assembly_tokens)
     try:
-        return AutoConfig.from_pretrained(model.path, local_files_only=True)
+        config = AutoConfig.from_pretrained(model.path, local_files_only=True)
+        return extended(config, model.assembly_tokens)
     except (OSError, ValueError):
         raise ModelError(
             f"the architecture of {model.path!r} is not on this machine",

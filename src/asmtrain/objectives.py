@@ -14,23 +14,27 @@ of a function are the first dimension, 2.
 import json
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from dataclasses import replace
+from functools import cached_property
 from typing import TypeAlias
 
 import torch
 from torch import nn
 
-from asmtrain import dist
-from asmtrain.attention import document_lengths
+from asmtrain import dist, notice, samples
 from asmtrain.config import EmbeddingConfig
-from asmtrain.data import PairBatch, PairBatches, RowBatch, RowBatches, TokenCache, build_cache, to_device
+from asmtrain.data import PairBatch, PairBatches, RowBatches, TokenCache, build_cache, to_device
 from asmtrain.engine import Engine
 from asmtrain.errors import ConfigError
+from asmtrain.evaluation import Validation
 from asmtrain.fitting import describe, report
 from asmtrain.isolation import check_isolation
-from asmtrain.losses import IGNORE, info_nce, next_tokens, num_predicted
+from asmtrain.losses import info_nce
+from asmtrain.metrics import Evaluated
+from asmtrain.mixture import Part, mixture
+from asmtrain.rowlosses import Taken, causal_lm_backward, whole_losses
 from asmtrain.stage import Stage
-from asmtrain.ulysses import WHOLE, RowShare
 from corpus_builder.errors import EmptyCorpus
 from corpus_builder.shards import atomic_output
 
@@ -45,8 +49,10 @@ class CausalLM:
         """Tokenise and pack the training split; raises as `build_cache` and `RowBatches` do."""
         self._stage = stage
         self.data_s = 0.0
-        self._is_sft = stage.config.objective == "sft"
-        self._batches = self._rows("train")
+        self._parts = mixture(stage.run, stage.config)
+        self._batches = _rows(stage, self._parts, [_cache(stage, part, "train") for part in self._parts])
+        if stage.world.is_main:
+            _report_examples(stage, "train", self._parts, self._batches.caches)
 
     def check(self, step: int) -> None:
         """Make sure that packed documents do not see each other; raises LeakError."""
@@ -54,50 +60,53 @@ class CausalLM:
         batch = to_device(self._batches.step(step)[0], stage.world.device)
         stage.engine.train(False)
         check_isolation(
-            lambda rows: _whole_losses(stage.engine, rows, stage.share), batch, dtype=stage.run.model.dtype
+            lambda rows: whole_losses(stage.engine, rows, stage.share), batch, dtype=stage.run.model.dtype
         )
         stage.engine.train(True)
 
-    def backward(self, step: int) -> tuple[float, int]:
-        """Leave one step's gradients in the engine; returns its loss and the tokens read, of all ranks."""
+    def backward(self, step: int) -> Taken:
+        """Leave one step's gradients in the engine."""
         stage = self._stage
         started = time.perf_counter()
         batches = [to_device(batch, stage.world.device) for batch in self._batches.step(step)]
         self.data_s = time.perf_counter() - started
-        return causal_lm_backward(stage.engine, batches, stage.share)
+        rows = self._batches.parts(step)
+        return causal_lm_backward(stage.engine, batches, stage.share, parts=self._parts, parts_of_rows=rows)
 
     def keys(self, step: int) -> list[str]:
         """The functions that a step reads on all ranks."""
         return self._batches.keys(step)
 
-    def valid_loss(self) -> float | None:
-        """The loss over `eval_rows` rows of the validation split; None where it has no function."""
+    def evaluate(self) -> Evaluated | None:
+        """The losses of `eval_rows` rows of the validation split, and samples; None where it has no function.
+
+        Raises:
+            Warned: Slurm's notice came.
+        """
+        if self._validation is None:
+            return None
         stage = self._stage
+        validation, asked = self._validation
+        measured = validation.measure(stage.engine, stage.share)
+        return replace(measured, samples=samples.write(stage.engine, asked, stage.tokenizer))
+
+    @cached_property
+    def _validation(self) -> tuple[Validation, list[samples.Asked]] | None:
+        """The rows, of all parts that have some, and the documents that are gone on with."""
+        stage, config = self._stage, self._stage.config
+        caches = {}
+        for part in self._parts:
+            with suppress(EmptyCorpus):
+                caches[part] = _cache(stage, part, stage.run.validation_split)
         try:
-            rows = self._rows(stage.run.validation_split)
+            rows = _rows(stage, list(caches), list(caches.values()))
         except EmptyCorpus:
             return None
-        stage.engine.train(False)
-        batches = [to_device(batch, stage.world.device) for batch in rows.evaluation(stage.config.eval_rows)]
-        with torch.no_grad():
-            return causal_lm_loss(stage.engine, batches, stage.share)
-
-    def _rows(self, split: str) -> RowBatches:
-        config = self._stage.config
-        caches = _caches(self._stage, split)
-        if self._is_sft and self._stage.world.is_main:
-            _report_examples(self._stage, split, caches)
-        return RowBatches(
-            caches,
-            [part.weight for part in config.data],
-            context=config.context,
-            rows_per_step=config.rows_per_step,
-            micro_rows=config.micro_rows,
-            seed=self._stage.run.seed,
-            too_long=config.too_long if self._is_sft else "split",
-            rank=self._stage.world.rank // self._stage.share.size,
-            world=self._stage.world.size // self._stage.share.size,
-        )
+        if stage.world.is_main:
+            _report_examples(stage, stage.run.validation_split, list(caches), rows.caches)
+        names = [part.name for part in caches]
+        asked = samples.choose(rows.caches, names, context=config.context, count=config.samples)
+        return Validation(rows, names, config.eval_rows), asked
 
 
 class Contrastive:
@@ -108,13 +117,14 @@ class Contrastive:
         self._stage = stage
         self.data_s = 0.0
         self._embedding = embedding
-        self._batches = self._pairs(_caches(stage, "train")[0], embedding.functions_per_step)
+        (self._part,) = mixture(stage.run, stage.config)
+        self._batches = self._pairs(_cache(stage, self._part, "train"), embedding.functions_per_step)
 
     def check(self, step: int) -> None:
         """Nothing is packed here."""
 
-    def backward(self, step: int) -> tuple[float, int]:
-        """Leave one step's gradients in the engine; returns its loss and the tokens read, of all ranks."""
+    def backward(self, step: int) -> Taken:
+        """Leave one step's gradients in the engine."""
         stage = self._stage
         started = time.perf_counter()
         batches = [to_device(batch, stage.world.device) for batch in self._batches.step(step)]
@@ -126,19 +136,21 @@ class Contrastive:
         """The functions that a step reads on all ranks."""
         return self._batches.keys(step)
 
-    def valid_loss(self) -> float | None:
-        """The loss over `eval_rows` functions of the validation split; None where it has too few."""
+    def evaluate(self) -> Evaluated | None:
+        """The loss over `eval_rows` functions of the validation split; None where it has too few.
+
+        Raises:
+            Warned: Slurm's notice came.
+        """
         stage = self._stage
         try:
-            cache = _caches(stage, stage.run.validation_split)[0]
+            cache = _cache(stage, self._part, stage.run.validation_split)
             available = len(self._pairs(cache, stage.world.size).functions)
         except (EmptyCorpus, ConfigError):
             return None
         wanted = min(stage.config.eval_rows, available) // stage.world.size * stage.world.size
         batches = [to_device(b, stage.world.device) for b in self._pairs(cache, wanted).step(0)]
-        stage.engine.train(False)
-        with torch.no_grad():
-            return contrastive_loss(stage.engine, batches, self._embedding.temperature)
+        return Evaluated(contrastive_loss(stage.engine, batches, self._embedding.temperature))
 
     def _pairs(self, cache: TokenCache, functions_per_step: int) -> PairBatches:
         return PairBatches(
@@ -163,79 +175,54 @@ def objective_of(stage: Stage) -> Objective:
     return CausalLM(stage)
 
 
-def _caches(stage: Stage, split: str) -> list[TokenCache]:
-    world, folder = stage.world, stage.run.run / "cache"
-    return [
-        build_cache(
-            part, split, stage.tokenizer, folder, rank=world.rank, world=world.size, barrier=dist.barrier
-        )
-        for part in stage.config.data
-    ]
+def _cache(stage: Stage, part: Part, split: str) -> TokenCache:
+    world = stage.world
+    return build_cache(
+        part.data,
+        split,
+        stage.tokenizer,
+        stage.run.run / "cache",
+        rank=world.rank,
+        world=world.size,
+        barrier=lambda: notice.heed(world.device),
+    )
 
 
-def _report_examples(stage: Stage, split: str, caches: Sequence[TokenCache]) -> None:
-    """Print what each part's examples are and which are too long; keep it beside the caches."""
+def _rows(stage: Stage, parts: Sequence[Part], caches: Sequence[TokenCache]) -> RowBatches:
+    """The rows of a mixture; raises EmptyCorpus where no part has any."""
     config = stage.config
-    parts = []
-    for part, cache in zip(config.data, caches, strict=True):
-        figures = report(cache, config.context, config.too_long)
-        print(f"{config.name}: {part.task} of {part.corpus}, {split}: {describe(figures)}", flush=True)
-        parts.append({"corpus": str(part.corpus), "task": part.task, **figures})
-    path = stage.run.run / "cache" / f"{config.name}-{split}-examples.json"
-    with atomic_output(path) as stream:
-        stream.write((json.dumps(parts, indent=1) + "\n").encode())
+    if not parts:
+        raise EmptyCorpus(f"stage {config.name!r} has no text", remedy="give its corpora some functions")
+    return RowBatches(
+        caches,
+        [part.weight for part in parts],
+        context=config.context,
+        rows_per_step=config.rows_per_step,
+        micro_rows=config.micro_rows,
+        seed=stage.run.seed,
+        too_long=[part.too_long(config) for part in parts],
+        rank=stage.world.rank // stage.share.size,
+        world=stage.world.size // stage.share.size,
+    )
 
 
-def causal_lm_backward(
-    engine: Engine, batches: Sequence[RowBatch], share: RowShare = WHOLE
-) -> tuple[float, int]:
-    """Gradients of the mean cross entropy over the predicted tokens of all ranks and micro-batches.
-
-    Ranks that share rows are given the same batches; returns the loss and the tokens read.
-    """
-    predicted, read = _counts(engine, batches, share)
-    loss = torch.zeros((), device=engine.world.device)
-    for batch in batches:
-        part = _losses(engine, batch, share).sum() / max(predicted, 1)
-        engine.backward(part)
-        loss += part.detach()
-    return float(dist.all_reduce_sum(loss)), read
-
-
-def causal_lm_loss(engine: Engine, batches: Sequence[RowBatch], share: RowShare = WHOLE) -> float:
-    """The same mean, without gradients."""
-    total = torch.zeros((), device=engine.world.device)
-    for batch in batches:
-        total += _losses(engine, batch, share).sum()
-    return float(dist.all_reduce_sum(total)) / max(_counts(engine, batches, share)[0], 1)
-
-
-def _counts(engine: Engine, batches: Sequence[RowBatch], share: RowShare) -> tuple[int, int]:
-    """Tokens that the batches of all ranks predict, and tokens in them; shared rows count once."""
-    predicted = sum(num_predicted(batch.labels_BT) for batch in batches)
-    read = sum(int((batch.document_ids_BT >= 0).sum()) for batch in batches)
-    counts = dist.all_reduce_sum(torch.tensor([predicted, read], device=engine.world.device))
-    return int(counts[0]) // share.size, int(counts[1]) // share.size
-
-
-def _losses(engine: Engine, batch: RowBatch, share: RowShare) -> torch.Tensor:
-    """The losses of this rank's span of the rows, (B, T / ranks that share them)."""
-    sides = (batch.ids_BT, batch.position_ids_BT, next_tokens(batch.labels_BT))
-    lengths = document_lengths(batch.document_ids_BT)
-    losses_BS: torch.Tensor = engine(*(share.part(side_BT) for side_BT in sides), lengths, share)
-    return losses_BS
-
-
-def _whole_losses(engine: Engine, batch: RowBatch, share: RowShare) -> torch.Tensor:
-    """The losses of rows of any length, whole on every rank that shares them."""
-    fillings = {"ids_BT": 0, "position_ids_BT": 0, "labels_BT": IGNORE, "document_ids_BT": -1}
-    padded = RowBatch(**{name: share.pad(getattr(batch, name), value) for name, value in fillings.items()})
-    return share.whole(_losses(engine, padded, share))[:, : batch.ids_BT.shape[1]]
+def _report_examples(stage: Stage, split: str, parts: Sequence[Part], caches: Sequence[TokenCache]) -> None:
+    """Print what the examples of each part are and which are too long; keep it beside the caches."""
+    config, reports = stage.config, []
+    for part, cache in zip(parts, caches, strict=True):
+        if part.objective == "sft":
+            data, figures = part.data, report(cache, config.context, config.too_long)
+            print(f"{config.name}: {data.task} of {data.corpus}, {split}: {describe(figures)}", flush=True)
+            reports.append({"corpus": str(data.corpus), "task": data.task, **figures})
+    if reports:
+        path = stage.run.run / "cache" / f"{config.name}-{split}-examples.json"
+        with atomic_output(path) as stream:
+            stream.write((json.dumps(reports, indent=1) + "\n").encode())
 
 
 def contrastive_backward(
     engine: Engine, batches: Sequence[PairBatch], temperature: float, *, recompute: bool
-) -> tuple[float, int]:
+) -> Taken:
     """Gradients of the symmetric InfoNCE over the functions of all ranks and micro-batches.
 
     The loss's gradient with respect to the vectors comes first, then each micro-batch's vectors carry their
@@ -256,25 +243,34 @@ def contrastive_backward(
         vectors_2BD = _encode(engine, batch) if twice else vectors[number]
         engine.backward((vectors_2BD.float() * gradients[number]).sum())
     read = sum(int(batch.left_mask_BT.sum() + batch.right_mask_BT.sum()) for batch in batches)
-    return loss, int(dist.all_reduce_sum(torch.tensor(read, device=engine.world.device)))
+    places = sum(2 * len(batch.left_ids_BT) * _length(batch) for batch in batches)
+    counts = dist.all_reduce_sum(torch.tensor([read, places], device=engine.world.device))
+    return Taken(loss, int(counts[0]), int(counts[1]), {})
 
 
 def contrastive_loss(engine: Engine, batches: Sequence[PairBatch], temperature: float) -> float:
     """The same loss, without gradients for the model."""
-    vectors = [_encode(engine, batch) for batch in batches]
+    vectors = []
+    for batch in batches:
+        notice.heed(engine.world.device)
+        vectors.append(_encode(engine, batch))
     with torch.enable_grad():
         return _vector_gradients(engine, batches, vectors, temperature)[0]
 
 
 def _encode(engine: Engine, batch: PairBatch) -> torch.Tensor:
     """Vectors of both sides, (2, B, D), in one forward pass: ZeRO 3 fetches each layer once."""
-    length = max(batch.left_ids_BT.shape[1], batch.right_ids_BT.shape[1])
+    length = _length(batch)
     left_ids, right_ids, left_mask, right_mask = (
         nn.functional.pad(side, (0, length - side.shape[1]))
         for side in (batch.left_ids_BT, batch.right_ids_BT, batch.left_mask_BT, batch.right_mask_BT)
     )
     vectors: torch.Tensor = engine(torch.cat([left_ids, right_ids]), torch.cat([left_mask, right_mask]))
     return vectors.view(2, len(left_ids), -1)
+
+
+def _length(batch: PairBatch) -> int:
+    return max(batch.left_ids_BT.shape[1], batch.right_ids_BT.shape[1])
 
 
 def _vector_gradients(

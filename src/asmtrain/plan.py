@@ -1,19 +1,30 @@
 """What a run will be, before it is one: parameters, memory, tokens and steps, for `--dry-run`.
 
-In: a config. Out: text. Invariant: neither weights, corpus, network nor GPU is needed; parameters are counted
-on the very modules that training builds, without memory behind them. Memory is an estimate: DeepSpeed's
-buffers and fragmentation come on top.
+In: a config. Out: text. Invariant: neither weights, corpus, network nor GPU is needed, but that the length of
+an epoch is told only where corpus and tokenizer are there; parameters are counted on the very modules that
+training builds, without memory behind them. Memory is an estimate (`memory`), and tokens/s assume a model
+FLOPs utilisation.
 """
 
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from asmtrain.cache import estimate_tokens
 from asmtrain.config import StageConfig, TrainConfig
-from asmtrain.model import ParameterCount, count_parameters, planned_config
+from asmtrain.flops import peak_flops, training_flops
+from asmtrain.memory import activation_bytes, step_bytes
+from asmtrain.mixture import mixture
+from asmtrain.model import ParameterCount, count_parameters, meta_model, planned_config
+from asmtrain.tokens import load_tokenizer
+from corpus_builder.errors import EmptyCorpus, ShardError
+from corpus_builder.shards import load_index
 
 _GPUS = (1, 2, 4, 8, 16)
 _GIB = 1 << 30
+_GPU, _ASSUMED_MFU = "H100", 0.4
+_PEAK_FLOPS = peak_flops(_GPU) or 0.0
 
 
 def describe(config: TrainConfig) -> str:
@@ -26,29 +37,62 @@ def describe(config: TrainConfig) -> str:
 
 def _describe_stage(config: TrainConfig, stage: StageConfig, shape: Any) -> str:
     contrastive = stage.objective == "contrastive"
-    count = count_parameters(shape, stage.trainable, headless=contrastive)
+    model = meta_model(shape, stage.trainable, dtype=config.model.dtype, headless=contrastive)
+    count = count_parameters(model)
     if contrastive and stage.embedding is not None:
         head = shape.hidden_size * stage.embedding.dim
         count = ParameterCount(count.total + head, count.trainable + head)
-    bf16 = config.model.dtype == "bf16"
-    activations = activation_bytes(stage, shape, bf16=bf16, recompute=config.model.gradient_checkpointing)
+    flops = training_flops(model, headless=contrastive)
+    passes = {keep: activation_bytes(model, config, stage, keep_gradients=keep) for keep in (False, True)}
+    length = stage.embedding.max_tokens if contrastive and stage.embedding else stage.context
     lines = [
         f"stage {stage.name}: {stage.objective}, {stage.trainable.kind}",
         f"  parameters     {count.total:,}, of which trainable {count.trainable:,}"
         f" ({count.trainable / count.total:.2%}), frozen {count.total - count.trainable:,}",
+        *_describe_mixture(config, stage),
         f"  tokens a step  {tokens_per_step(stage):,} at most; {stage.steps:,} steps,"
         f" {tokens_per_step(stage) * stage.steps:,} tokens in all",
-        f"  memory a GPU   GiB, about {activations / _GIB:.2f} of them activations of a micro-step",
+        f"  steps an epoch {_epoch(config, stage)}",
+        f"  speed          {flops.of_documents([length]) / length / 1e9:,.3g} GFLOP a token of documents of"
+        f" {length:,}; at an assumed MFU of {_ASSUMED_MFU:.0%},"
+        f" {_ASSUMED_MFU * _PEAK_FLOPS * length / flops.of_documents([length]):,.0f} tokens/s on an {_GPU}",
+        f"  memory a GPU   GiB, {passes[False] / _GIB:.2f} of them for the passes of a micro-step",
         "    GPUs     " + "".join(f"{gpus:>9}" for gpus in _GPUS),
     ]
     for zero_stage in range(4):
         sizes = [
-            model_state_bytes(count, zero_stage=zero_stage, world_size=gpus, bf16=bf16) + activations
-            for gpus in _GPUS
+            step_bytes(count, passes, config, stage, zero_stage=zero_stage, world_size=gpus) for gpus in _GPUS
         ]
         chosen = " <- this config" if zero_stage == config.engine.zero_stage else ""
         lines.append(f"    ZeRO {zero_stage}   " + "".join(f"{size / _GIB:9.2f}" for size in sizes) + chosen)
     return "\n".join(lines) + "\n"
+
+
+def _describe_mixture(config: TrainConfig, stage: StageConfig) -> list[str]:
+    """Each part's share of the rows, where there are several."""
+    parts = mixture(config, stage)
+    total = sum(part.weight for part in parts)
+    lines = [f"    {part.weight / total:7.2%}  {part.name} ({part.objective})" for part in parts]
+    return ["  mixture        share of the rows", *lines] if len(parts) > 1 else []
+
+
+def _epoch(config: TrainConfig, stage: StageConfig) -> str:
+    """Steps until a part of the mixture starts over, where corpora and tokenizer are at hand."""
+    folder = config.run / "tokenizer"
+    path = folder if folder.exists() else Path(config.model.path or "")
+    try:
+        if stage.embedding is not None:
+            shards = load_index(stage.data[0].corpus).shards
+            functions = sum(shard.num_functions for shard in shards if shard.split == "train")
+            return f"{functions // stage.embedding.functions_per_step:,} at most"
+        if not (path / "tokenizer.json").exists():
+            return "known when the run has its tokenizer"
+        tokenizer, parts = load_tokenizer(path), mixture(config, stage)
+        total = sum(part.weight for part in parts)
+        tokens = [estimate_tokens(part.data, "train", tokenizer) * total / part.weight for part in parts]
+        return f"about {min(tokens) / tokens_per_step(stage):,.1f}, from a sample of functions"
+    except (ShardError, EmptyCorpus):
+        return "known when the corpus is there"
 
 
 def tokens_per_step(stage: StageConfig) -> int:
@@ -57,36 +101,3 @@ def tokens_per_step(stage: StageConfig) -> int:
         assert stage.embedding is not None
         return stage.embedding.functions_per_step * 2 * stage.embedding.max_tokens
     return stage.rows_per_step * stage.context
-
-
-def model_state_bytes(count: ParameterCount, *, zero_stage: int, world_size: int, bf16: bool) -> int:
-    """Bytes a GPU needs for weights, gradients and AdamW (Rajbhandari et al. 2020, section 3)."""
-    weights = count.total * (2 if bf16 else 4)
-    gradients = count.trainable * 4
-    # Two moments and fp32 weights of their own; stage 0 in fp32 updates the weights in place.
-    optimizer = count.trainable * (8 if not bf16 and zero_stage == 0 else 12)
-    return (
-        weights // (world_size if zero_stage >= 3 else 1)
-        + gradients // (world_size if zero_stage >= 2 else 1)
-        + optimizer // (world_size if zero_stage >= 1 else 1)
-    )
-
-
-def activation_bytes(stage: StageConfig, shape: Any, *, bf16: bool, recompute: bool) -> int:
-    """About what one micro-step keeps for its backward pass, logits included; `shape` is a Llama's config.
-
-    A layer keeps some ten vectors of the hidden size and four of the feed-forward's a token (fused attention
-    keeps no scores). With recomputation it keeps its input alone, while one layer at a time is whole.
-    """
-    contrastive = stage.objective == "contrastive"
-    tokens = stage.micro_rows * stage.context
-    if contrastive and stage.embedding is not None:
-        tokens = stage.micro_rows * 2 * stage.embedding.max_tokens
-    width = 2 if bf16 else 4
-    layer = tokens * (10 * shape.hidden_size + 4 * shape.intermediate_size) * width
-    layers = shape.num_hidden_layers * layer
-    if recompute:
-        layers = shape.num_hidden_layers * tokens * shape.hidden_size * width + layer
-    # The logits, their fp32 copy and its gradient.
-    logits = 0 if contrastive else tokens * shape.vocab_size * (width + 8)
-    return int(layers + logits)

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 from asmtrain import checkpoint
 from asmtrain.errors import CheckpointError
+from asmtrain.metrics import evaluations_of, read_lines
 from corpus_builder.shards import atomic_output
 
 _TEMPLATE = Path(__file__).with_suffix(".html.j2")
@@ -65,6 +66,9 @@ def run(folder: Path, output: Path | None = None, evaluations: Sequence[Path] = 
         name: [step | {"tokens_per_s": step["num_tokens"] / step["seconds"]} for step in own]
         for name, own in groupby(steps, key=lambda step: str(step["stage"]))
     }
+    measured: dict[str, list[dict[str, Any]]] = {}
+    for line in read_lines(evaluations_of(folder)):
+        measured.setdefault(line["stage"], []).append(line)
     page = (
         Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
         .from_string(_TEMPLATE.read_text(encoding="utf-8"))
@@ -75,10 +79,13 @@ def run(folder: Path, output: Path | None = None, evaluations: Sequence[Path] = 
                 summary(own, results[name].valid_loss if name in results else None)
                 for name, own in stages.items()
             ],
-            curves={name: Markup(curves(own)) for name, own in stages.items()},
+            curves={name: Markup(curves(own, measured.get(name, []))) for name, own in stages.items()},
             config=(folder / "config.yaml").read_text(encoding="utf-8"),
             corpora={path: sha for result in results.values() for path, sha in result.corpora.items()},
-            tables=[table for path in evaluations for table in evaluation_tables(path)],
+            tables=[
+                *(perplexity_table(name, own[-1]) for name, own in measured.items() if own[-1]["perplexity"]),
+                *(table for path in evaluations for table in evaluation_tables(path)),
+            ],
         )
     )
     path = output or folder / "report.html"
@@ -93,13 +100,7 @@ def read_steps(folder: Path) -> list[dict[str, Any]]:
     Raises:
         CheckpointError: there is none.
     """
-    steps = []
-    log = folder / "metrics.jsonl"
-    for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else ():
-        try:
-            steps.append(json.loads(line))
-        except ValueError:
-            continue
+    steps = read_lines(folder / "metrics.jsonl")
     if not steps:
         raise CheckpointError(
             f"{folder} is no run that has taken a step: it has no metrics.jsonl with one",
@@ -123,8 +124,8 @@ def summary(steps: Sequence[Mapping[str, Any]], valid_loss: float | None) -> Sta
     )
 
 
-def curves(steps: Sequence[Mapping[str, Any]]) -> str:
-    """A stage's figures over its steps, as SVG."""
+def curves(steps: Sequence[Mapping[str, Any]], measured: Sequence[Mapping[str, Any]] = ()) -> str:
+    """A stage's figures over its steps, the loss with that of its evaluations, as SVG."""
     figure = Figure(figsize=(11, 2.6), layout="constrained")
     FigureCanvasSVG(figure)
     places = [step["step"] for step in steps]
@@ -134,6 +135,10 @@ def curves(steps: Sequence[Mapping[str, Any]]) -> str:
         smooth = [median(values[max(0, at - window) : at + window + 1]) for at in range(len(values))]
         axis.plot(places, values, color="#aab2bb", linewidth=0.6)
         axis.plot(places, smooth, color="#c8501e", linewidth=1.3)
+        if name == "loss" and measured:
+            points = [line["step"] for line in measured], [line["loss"] for line in measured]
+            axis.plot(*points, "o-", color="#1f5fa8", linewidth=1.0, markersize=3, label="validation")
+            axis.legend(fontsize=7, frameon=False)
         axis.set_title(title, loc="left", fontsize=9)
         axis.tick_params(labelsize=7, length=2)
         axis.grid(color="#e6e8eb", linewidth=0.6)
@@ -150,6 +155,17 @@ class EvaluationTable:
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+
+
+def perplexity_table(stage: str, measured: Mapping[str, Any]) -> EvaluationTable:
+    """Instruction sets by -O levels, of a stage's last evaluation."""
+    cells = {tuple(name.split(".")): value for name, value in measured["perplexity"].items()}
+    isas, levels = (sorted({cell[place] for cell in cells}) for place in (0, 1))
+    return EvaluationTable(
+        f"{stage}: validation perplexity a token after {measured['step']:,} steps",
+        ("ISA", *levels),
+        tuple((isa, *(_cell(cells.get((isa, level))) for level in levels)) for isa in isas),
+    )
 
 
 def evaluation_tables(folder: Path) -> list[EvaluationTable]:

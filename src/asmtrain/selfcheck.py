@@ -30,6 +30,7 @@ from asmtrain import terminal
 from asmtrain.checkpoint import MANIFEST, stage_folders
 from asmtrain.config import TrainConfig, load_train_config
 from asmtrain.errors import LaunchError
+from asmtrain.metrics import MEASURED
 
 _POLL_S = 0.0005
 _TAIL_LINES = 8
@@ -178,12 +179,12 @@ def compare(straight: TrainConfig, killed: TrainConfig) -> list[StageVerdict]:
 
 
 def _figures(run: Path) -> dict[str, list[dict[str, Any]]]:
-    """Each stage's steps, without their durations."""
+    """Each stage's steps, without what is measured."""
     stages: dict[str, list[dict[str, Any]]] = {}
     for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         figures = json.loads(line)
-        for duration in ("seconds", "data_s"):
-            del figures[duration]
+        for name in MEASURED:
+            figures.pop(name, None)
         stages.setdefault(figures["stage"], []).append(figures)
     return stages
 

@@ -1,26 +1,28 @@
-"""One stage under way: how it starts from files, and how it is saved to files.
+"""One stage under way, and how it starts from files; `saving` saves it.
 
-In: a config and what its run folder holds. Out: a `Stage`, its model under the engine; checkpoints and the
-stage's result. Invariant: a stage starts from files alone, those of the stage before or of its own newest
-checkpoint, so it makes no difference whether the process that wrote them is the same. Cost: every rank loads
-the whole model into CPU memory before ZeRO takes its part; a save gathers the trained weights on rank 0.
+In: a config and what its run folder holds. Out: a `Stage`, its model under the engine. Invariant: a stage
+starts from files alone, those of the stage before or of its own newest checkpoint, so it makes no difference
+whether the process that wrote them is the same. Cost: every rank loads the whole model into CPU memory before
+ZeRO takes its part.
 """
 
-from dataclasses import dataclass
+import random
+from collections.abc import Iterator, Set
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from asmtrain import checkpoint, dist
-from asmtrain.attention import use_within_documents
-from asmtrain.checkpoint import CheckpointState, StageResult
-from asmtrain.config import Lora, StageConfig, TrainConfig
+from asmtrain import checkpoint, dist, slices
+from asmtrain.attention import choose_attention
+from asmtrain.config import Lora, StageConfig, TokenizerConfig, TrainConfig
 from asmtrain.dist import World
 from asmtrain.embedding import EmbeddingHead
 from asmtrain.engine import Engine, accumulation, ranks_per_row
 from asmtrain.errors import CheckpointError, ConfigError, ModelError
 from asmtrain.examples import check_chat_template, tokenizer_texts
+from asmtrain.mixture import mixture
 from asmtrain.model import (
     DTYPES,
     EmbeddingModel,
@@ -29,18 +31,20 @@ from asmtrain.model import (
     attach_lora,
     backbone,
     check_model,
+    compile_blocks,
     enable_recompute,
     is_adapted,
     llama_config,
     load_model,
     merge_lora,
     new_model,
-    result_names,
     set_trainable,
     write_weights,
 )
 from asmtrain.tokens import load_tokenizer, train_tokenizer
 from asmtrain.ulysses import RowShare, row_share
+from asmtrain.vocabulary import extend_tokenizer, num_ids, write_extended_base
+from asmtrain.writer import Writer
 from corpus_builder.shards import load_index, read_split, shard_paths
 
 
@@ -62,6 +66,8 @@ class Stage:
     engine: Engine
     share: RowShare
     """This rank's span of packed rows."""
+    writer: Writer = field(default_factory=Writer)
+    """Of its checkpoints."""
 
     @property
     def config(self) -> StageConfig:
@@ -79,12 +85,27 @@ def prepare_run(config: TrainConfig, world_size: int) -> None:
     if not (config.run / "tokenizer").exists():
         with checkpoint.atomic_folder(config.run / "tokenizer") as folder:
             _run_tokenizer(config).save_pretrained(folder)
-    if config.model.path is None:
-        if not (config.run / "base").exists():
-            with checkpoint.atomic_folder(config.run / "base") as folder:
-                _write_new_model(config, folder)
-    elif not checkpoint.stage_folders(config.run):
+            if config.model.assembly_tokens:
+                _extend_tokenizer(config, folder)
+    if config.model.path is not None and not checkpoint.stage_folders(config.run):
         check_model(config.model.path)
+    if _own_base(config) and not (config.run / "base").exists():
+        with checkpoint.atomic_folder(config.run / "base") as folder:
+            _write_base(config, folder)
+
+
+def _own_base(config: TrainConfig) -> bool:
+    """Whether the run starts from weights in its own folder: random ones, or with an extended vocabulary."""
+    return config.model.path is None or config.model.assembly_tokens > 0
+
+
+def _write_base(config: TrainConfig, folder: Path) -> None:
+    path, dtype = config.model.path, config.model.dtype
+    if path is None:
+        _write_new_model(config, folder)
+    else:
+        first = num_ids(load_tokenizer(path))
+        write_extended_base(path, config.run / "tokenizer", folder, first=first, dtype=dtype)
 
 
 def _run_tokenizer(config: TrainConfig) -> Any:
@@ -103,18 +124,28 @@ def _make_tokenizer(config: TrainConfig) -> Any:
         return load_tokenizer(config.model.path)
     assert config.tokenizer is not None
     assert config.model.shape is not None
-    settings = config.tokenizer
+    tasks = {part.task for stage in config.stages for part in stage.data}
+    texts = _texts(config.tokenizer, tasks)
+    return train_tokenizer(texts, vocab_size=config.model.shape.vocab_size)
+
+
+def _extend_tokenizer(config: TrainConfig, folder: Path) -> None:
+    """Add the assembly tokens, learnt from documents in the forms the run reads; C gets none."""
+    settings = config.tokenizer or TokenizerConfig(corpus=config.stages[0].data[0].corpus)
+    all_tasks = {part.task for stage in config.stages for part in stage.data}
+    tasks = {"retrieval" if task == "retrieval" else "completion" for task in all_tasks}
+    added = extend_tokenizer(folder, _texts(settings, tasks), num_tokens=config.model.assembly_tokens)
+    print(f"the tokenizer of {config.model.path} has got {added:,} tokens of assembly", flush=True)
+
+
+def _texts(settings: TokenizerConfig, tasks: Set[str]) -> Iterator[str]:
+    """Texts of functions spread evenly over the training split."""
     total = sum(s.num_functions for s in load_index(settings.corpus).shards if s.split == "train")
     every = max(1, total // settings.max_functions)
     print(f"learning a tokenizer from {-(-total // every):,} functions of {settings.corpus}", flush=True)
-    tasks = {part.task for stage in config.stages for part in stage.data}
-    texts = (
-        text
-        for number, record in enumerate(read_split(settings.corpus, "train"))
-        if number % every == 0
-        for text in tokenizer_texts(record, tasks)
-    )
-    return train_tokenizer(texts, vocab_size=config.model.shape.vocab_size)
+    for number, record in enumerate(read_split(settings.corpus, "train")):
+        if number % every == 0:
+            yield from tokenizer_texts(record, tasks)
 
 
 def _write_new_model(config: TrainConfig, folder: Path) -> None:
@@ -132,7 +163,8 @@ def _write_new_model(config: TrainConfig, folder: Path) -> None:
 
 def start_stage(config: TrainConfig, index: int, world: World, tokenizer: Any) -> tuple[Stage, int]:
     """Load a stage's model, from its newest checkpoint or the stage before, and put it under the engine."""
-    corpora = {str(part.corpus): load_index(part.corpus).sha256() for part in config.stages[index].data}
+    folders = [part.data.corpus for part in mixture(config, config.stages[index])]
+    corpora = {str(folder): load_index(folder).sha256() for folder in folders}
     resume = dist.on_main(lambda: resume_point(config.run, index, corpora))
     torch.manual_seed(config.seed + index)  # the same new weights on every rank
     model, head, base = dist.main_first(
@@ -145,8 +177,10 @@ def start_stage(config: TrainConfig, index: int, world: World, tokenizer: Any) -
         enable_recompute(model)
     sharing = ranks_per_row(config, settings)
     _check_heads(model, sharing)
-    if head is None and (world.device.type == "cpu" or sharing > 1):  # on GPUs not measured yet
-        use_within_documents(model)
+    if head is None:
+        choose_attention(model, world.device, DTYPES[config.model.dtype], splits_rows=sharing > 1)
+    if config.model.compile_blocks:
+        compile_blocks(model)
     module = TokenLossModel(model) if head is None else EmbeddingModel(model, head)
     engine = Engine(module, config, settings, world=world)
     share = row_share(world, sharing)
@@ -206,8 +240,8 @@ def _initial_model(config: TrainConfig, index: int) -> tuple[LanguageModel, Embe
     dtype, trainable = config.model.dtype, config.stages[index].trainable
     head = None
     if index == 0:
-        base = config.model.path or "base"
-        model = load_model(config.model.path or str(config.run / "base"), dtype=dtype)
+        base = "base" if _own_base(config) else str(config.model.path)
+        model = load_model(str(config.run / base) if base == "base" else base, dtype=dtype)
     else:
         before = checkpoint.stage_folders(config.run)[index - 1]
         model, head = checkpoint.load_stage_result(before)
@@ -238,70 +272,20 @@ def _head(
     return head.to(DTYPES[config.model.dtype])
 
 
-# Saving
-
-
 def _go_on(stage: Stage, folder: Path) -> int:
-    """Take back this rank's state from a checkpoint; returns the steps that are done."""
-    state = checkpoint.read_state(folder, world_size=stage.world.size)
-    tensors = checkpoint.read_rank(folder, stage.world.rank)
-    dist.set_random_state(tensors)
-    stage.engine.load_optimizer_state(tensors)
+    """Take back the state from a checkpoint of any number of ranks; returns the steps that are done.
+
+    Random numbers (dropout) belong to a rank. On as many ranks as before each goes on with its own; on
+    another number they are seeded anew from seed, stage, step and rank, and are not those of an undisturbed
+    run.
+    """
+    state, world = checkpoint.read_state(folder), stage.world
+    ranks = sorted(range(state.world_size), key=lambda rank: rank != world.rank)  # its own file first
+    paths = [checkpoint.rank_file(folder, rank) for rank in ranks]
+    stage.engine.load_optimizer_state(paths)
+    if state.world_size == world.size:
+        dist.set_random_state(slices.random_state(paths[0]))
+    else:
+        told = f"{stage.run.seed} {stage.index} {state.step} {world.rank}"
+        torch.manual_seed(random.Random(told).getrandbits(63))
     return state.step
-
-
-def save_checkpoint(stage: Stage, step: int) -> None:
-    """Write a checkpoint: every rank its own state, rank 0 the weights; it appears when all are done."""
-    run, world = stage.run.run, stage.world
-    folder = checkpoint.checkpoint_folder(run, stage.index, stage.config.name, step)
-    draft = checkpoint.draft_of(folder)
-    dist.on_main(lambda: checkpoint.new_draft(folder))
-    checkpoint.write_rank(draft, world.rank, stage.engine.optimizer_state() | dist.random_state())
-    tensors, head = _gather(stage)
-    dist.barrier()
-
-    def finish() -> None:
-        result = _result(stage, step, None)
-        with checkpoint.written_to(folder):
-            checkpoint.write_result(draft / "weights", result, model=stage.model, tensors=tensors, head=head)
-            checkpoint.write_state(draft, CheckpointState(step=step, world_size=world.size))
-            checkpoint.publish(draft, folder)
-        checkpoint.prune(run, stage.run.checkpoint.keep)
-
-    dist.on_main(finish)
-
-
-def save_result(stage: Stage, valid_loss: float | None) -> None:
-    """Write the result that the next stage, or an export, starts from."""
-    tensors, head = _gather(stage)
-
-    def write() -> None:
-        result = _result(stage, stage.config.steps, valid_loss)
-        folder = checkpoint.stage_folder(stage.run.run, stage.index, result.name)
-        with checkpoint.atomic_folder(folder) as draft:
-            checkpoint.write_result(draft, result, model=stage.model, tensors=tensors, head=head)
-
-    dist.on_main(write)
-
-
-def _gather(stage: Stage) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """What a result keeps of the model and of the head, whole, on rank 0."""
-    tensors = stage.engine.gather(stage.model, result_names(stage.model))
-    if stage.head is None:
-        return tensors, {}
-    return tensors, stage.engine.gather(stage.head, [name for name, _ in stage.head.named_parameters()])
-
-
-def _result(stage: Stage, step: int, valid_loss: float | None) -> StageResult:
-    return StageResult(
-        name=stage.config.name,
-        index=stage.index,
-        step=step,
-        objective=stage.config.objective,
-        trainable=stage.config.trainable,
-        embedding=stage.config.embedding if stage.head is not None else None,
-        dtype=stage.run.model.dtype,
-        base=stage.base,
-        corpora=stage.corpora,
-        valid_loss=valid_loss,
-    )

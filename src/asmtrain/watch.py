@@ -35,6 +35,8 @@ _LAST_WORD_S = 0.5
 """Left to other threads and ranks to say their last word before a process is ended."""
 _BLAME_S = 3.0
 """How long a failed collective waits to hear whether another rank's death was the cause."""
+_TELLING_S = 20.0
+"""How long a rank waits for rank 0 to tell of a mistake and to leave."""
 _SILENCE_MS = 30_000
 """Unanswered TCP that means a lost node."""
 _AFTER_MAIN_S = 5.0
@@ -44,7 +46,10 @@ _beats = 0
 
 
 def beat() -> None:
-    """Say that this process got on with its work; cheap enough for every micro-step."""
+    """Say that this process got on with its work; cheap enough for every micro-step.
+
+    From any thread: of two beats at once one may not count, which is none the worse.
+    """
     global _beats
     _beats += 1
 
@@ -62,7 +67,11 @@ def watched(run: Path, world: World, limit_minutes: float | None) -> Iterator[No
     try:
         yield
         farewell = _DONE
-    except (UserFacingError, SystemExit, KeyboardInterrupt):
+    except (UserFacingError, SystemExit, KeyboardInterrupt) as error:
+        if isinstance(error, SystemExit) and not world.is_main:
+            # Rank 0 is about to tell of its mistake. Its word ends this rank too; an earlier one of this rank
+            # would end rank 0 before it has spoken.
+            time.sleep(_TELLING_S)
         farewell = _MISTAKE
         raise
     except RuntimeError:

@@ -62,5 +62,5 @@ def exported_run(tiny_tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Pa
     from runs import make_run
 
     run = make_run(tmp_path_factory.mktemp("run"), tiny_tokenizer)
-    assert export.run(run) == 0
+    assert export.run(run, options=export.Options(probe=True)) == 0
     return run

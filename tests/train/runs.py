@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from asmtrain import checkpoint
-from asmtrain.checkpoint import StageResult, atomic_folder, write_result
+from asmtrain.checkpoint import StageResult, atomic_folder, result_files, write_result
 from asmtrain.config import EmbeddingConfig, Full, Lora, ShapeConfig
 from asmtrain.embedding import EmbeddingHead
 from asmtrain.model import DTYPES, attach_lora, llama_config, load_model, new_model, result_names
@@ -85,4 +85,4 @@ def _write(
     parameters = dict(model.named_parameters())
     tensors = {key: parameters[key].detach() for key in result_names(model)}
     with atomic_folder(checkpoint.stage_folder(run, index, name)) as draft:
-        write_result(draft, result, model=model, tensors=tensors, head=head)
+        write_result(draft, result, model=model, files=result_files(model, tensors, head))

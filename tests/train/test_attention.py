@@ -1,12 +1,20 @@
 """Attention within documents: what each document would give alone, and nothing across."""
 
+import copy
+
 import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from asmtrain.attention import document_lengths, use_within_documents
+from asmtrain.attention import (
+    choose_attention,
+    document_ends,
+    document_lengths,
+    has_varlen,
+    use_within_documents,
+)
 from asmtrain.config import Lora, ShapeConfig
-from asmtrain.model import attach_lora, llama_config, new_model
+from asmtrain.model import TokenLossModel, attach_lora, compile_blocks, llama_config, new_model
 
 SHAPE = ShapeConfig(
     vocab_size=64, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4, num_kv_heads=2
@@ -82,3 +90,49 @@ def test_no_token_sees_another_document(model: LlamaForCausalLM) -> None:
     assert not same[0, :3].any()
     assert same[0, 3:].all()
     assert same[1].all()
+
+
+def test_flash_for_documents_is_not_chosen_without_cuda(model: LlamaForCausalLM) -> None:
+    choose_attention(model, torch.device("cpu"), torch.bfloat16)
+    assert model.config._attn_implementation == "documents"
+    assert has_varlen() == torch.cuda.is_available()
+
+
+def test_ends_are_counted_through_the_rows() -> None:
+    ends = document_ends(document_lengths(IDS_BT), torch.device("cpu"))
+    assert ends.tolist() == [0, 3, 5, 8, 9, 13, 16]
+    assert ends.dtype == torch.int32
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not has_varlen(), reason="needs a CUDA device and torch 2.11")
+def test_flash_for_documents_gives_their_losses_and_gradients(model: LlamaForCausalLM) -> None:
+    tokens_BT, positions_BT = (side.cuda() for side in rows())
+    given = []
+    for name in ("documents", "documents_varlen"):
+        copied = copy.deepcopy(model).to("cuda", torch.bfloat16)
+        use_within_documents(copied, name)
+        loss = TokenLossModel(copied)(tokens_BT, positions_BT, tokens_BT, document_lengths(IDS_BT)).mean()
+        loss.backward()
+        given.append((loss, copied.model.layers[0].self_attn.q_proj.weight.grad))
+    for one, other in zip(*given, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-2, atol=2e-3)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # as dynamo looks at a tensor
+def test_compiled_layers_give_the_same_losses_and_gradients(model: LlamaForCausalLM) -> None:
+    """By the backend that needs no compiler: what is traced is what runs."""
+    tokens_BT, positions_BT = rows()
+    use_within_documents(model)
+    given = []
+    for compiled in (False, True):
+        if compiled:
+            compile_blocks(model, backend="aot_eager")
+        model.zero_grad()
+        module = TokenLossModel(model)
+        loss = module(tokens_BT, positions_BT, tokens_BT, document_lengths(IDS_BT)).mean()
+        loss.backward()
+        given.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    for one, other in zip(*given, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)

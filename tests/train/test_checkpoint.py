@@ -1,5 +1,6 @@
 """The run folder: whole or absent, its own config's alone, and what a damaged one says."""
 
+import json
 import resource
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from asmtrain import checkpoint
+from asmtrain import checkpoint, saving, slices
 from asmtrain.checkpoint import CheckpointState, StageResult
 from asmtrain.config import Full, Lora, TrainConfig
 from asmtrain.errors import CheckpointError
@@ -43,14 +44,17 @@ def config(run: Path, **changes: object) -> TrainConfig:
     return TrainConfig.model_validate(settings | changes)
 
 
-def saved(run: Path, step: int) -> Path:
+def saved(run: Path, step: int, *, stage: str = "one", valid_loss: float | None = None) -> Path:
     """A small whole checkpoint."""
-    folder = checkpoint.checkpoint_folder(run, 0, "one", step)
-    with checkpoint.atomic_folder(folder) as draft:
+    folder = checkpoint.checkpoint_folder(run, 0, stage, step)
+    with checkpoint.written_to(folder):
+        draft = checkpoint.new_draft(folder)
         (draft / "weights").mkdir()
         save_file({"tensor": torch.arange(4)}, draft / "weights" / "model.safetensors")
-        checkpoint.write_rank(draft, 0, {"0.weights": torch.ones(3)})
-        checkpoint.write_state(draft, CheckpointState(step=step, world_size=2))
+        for rank in range(2):
+            saving.write_rank(draft, rank, {"random.cpu": torch.ones(3)})
+        checkpoint.write_state(draft, CheckpointState(step=step, world_size=2, valid_loss=valid_loss))
+        checkpoint.publish(draft, folder, saving.sums_of_ranks(draft, 2))
     return folder
 
 
@@ -77,8 +81,8 @@ def test_a_run_belongs_to_its_config(tmp_path: Path) -> None:
     checkpoint.claim(run, config(run))
     checkpoint.claim(run, config(run))
     with pytest.raises(CheckpointError) as refused:
-        checkpoint.claim(run, config(run, engine={"zero_stage": 2}))
-    assert "engine.zero_stage was 1 and is now 2" in refused.value.message
+        checkpoint.claim(run, config(run, validation_split="test"))
+    assert "validation_split was 'valid' and is now 'test'" in refused.value.message
     assert "--set run=FOLDER" in refused.value.remedy
 
 
@@ -98,11 +102,11 @@ def test_the_first_differing_key_is_named(tmp_path: Path, changes: dict[str, obj
         checkpoint.claim(tmp_path, config(tmp_path, **changes))
 
 
-def test_a_run_may_move_and_save_more_often(tmp_path: Path) -> None:
+def test_a_run_may_move_save_more_often_and_spread_otherwise(tmp_path: Path) -> None:
     checkpoint.claim(tmp_path, config(tmp_path))
-    checkpoint.claim(
-        tmp_path, config(Path("elsewhere"), checkpoint={"every_steps": 1, "keep": 9}).model_copy()
-    )
+    saving = {"every_steps": 1, "keep": 9, "keep_best": True}
+    spread = {"zero_stage": 3, "offload_optimizer": True}
+    checkpoint.claim(tmp_path, config(Path("elsewhere"), checkpoint=saving, engine=spread))
 
 
 def test_claiming_removes_what_a_kill_left(tmp_path: Path) -> None:
@@ -150,17 +154,40 @@ def test_a_checkpoint_without_its_manifest_is_damaged(tmp_path: Path) -> None:
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
-    folders = [saved(tmp_path, step) for step in (1, 2, 3, 4)]
-    checkpoint.prune(tmp_path, keep=2)
+    folders = [saved(tmp_path, step, valid_loss=float(step)) for step in (1, 2, 3, 4)]
+    saving.prune(tmp_path, keep=2)
     assert checkpoint.checkpoints(tmp_path) == folders[2:]
     assert not list((tmp_path / "checkpoints").glob(".*"))
 
 
-def test_another_number_of_ranks_is_refused(tmp_path: Path) -> None:
+def test_the_best_checkpoint_of_each_stage_is_kept_too(tmp_path: Path) -> None:
+    losses = [3.0, 1.0, None, 2.0, float("nan"), 1.5]
+    one = [saved(tmp_path, step, valid_loss=loss) for step, loss in enumerate(losses)]
+    saving.prune(tmp_path, keep=2, keep_best=True)
+    assert checkpoint.checkpoints(tmp_path) == [one[1], *one[4:]]
+    two = [saved(tmp_path, step, stage="two", valid_loss=9.0) for step in (1, 2, 3)]
+    saving.prune(tmp_path, keep=1, keep_best=True)
+    assert checkpoint.checkpoints(tmp_path) == [one[1], two[2]], "the newest of equals"
+    (one[1] / "state.json").write_text("{half")
+    saving.prune(tmp_path, keep=1, keep_best=True)
+    assert checkpoint.checkpoints(tmp_path) == [two[2]], "nobody knows what the damaged one was"
+
+
+def test_a_state_without_a_validation_loss_is_read(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text('{"step": 4, "world_size": 2}')
+    assert checkpoint.read_state(tmp_path) == CheckpointState(step=4, world_size=2, valid_loss=None)
+
+
+def test_the_manifest_has_the_sums_of_ranks_as_they_told_them(tmp_path: Path) -> None:
     folder = saved(tmp_path, 1)
-    assert checkpoint.read_state(folder, world_size=2).step == 1
-    with pytest.raises(CheckpointError, match="written by 2 ranks; this run has 3"):
-        checkpoint.read_state(folder, world_size=3)
+    assert checkpoint.damage(folder) is None
+    assert sorted(json.loads((folder / "manifest.json").read_text())) == [
+        "rank-00000.safetensors",
+        "rank-00001.safetensors",
+        "state.json",
+        "weights/model.safetensors",
+    ]
+    assert sorted(path.name for path in folder.glob("rank*")) == [f"rank-0000{n}.safetensors" for n in (0, 1)]
 
 
 def test_only_the_stage_under_way_goes_on_and_only_on_its_corpus(tmp_path: Path) -> None:
@@ -195,9 +222,9 @@ def _result(**changes: Any) -> StageResult:
 
 def test_a_rank_reads_what_it_wrote(tmp_path: Path) -> None:
     folder = saved(tmp_path, 1)
-    assert torch.equal(checkpoint.read_rank(folder, 0)["0.weights"], torch.ones(3))
-    with pytest.raises(CheckpointError, match="rank-00001"):
-        checkpoint.read_rank(folder, 1)
+    assert torch.equal(slices.random_state(checkpoint.rank_file(folder, 0))["random.cpu"], torch.ones(3))
+    with pytest.raises(CheckpointError, match="rank-00002"):
+        slices.random_state(checkpoint.rank_file(folder, 2))
 
 
 def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
@@ -215,7 +242,7 @@ def test_a_limit_that_safetensors_meets_is_told_the_same_way(tmp_path: Path) -> 
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
         with pytest.raises(OutputError, match=r"cannot write .*rank-00000"):
-            checkpoint.write_rank(tmp_path, 0, {"tensor": torch.ones(1 << 16)})
+            saving.write_rank(tmp_path, 0, {"tensor": torch.ones(1 << 16)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 

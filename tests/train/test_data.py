@@ -13,13 +13,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asmtrain.cache import TokenCache, build_cache
+from asmtrain.cache import TokenCache, build_cache, estimate_tokens
 from asmtrain.config import DataConfig
 from asmtrain.data import (
     PairBatch,
     PairBatches,
     RowBatch,
     RowBatches,
+    _interleave,
     body_clusters,
     cut_keeping_end,
     to_device,
@@ -234,6 +235,30 @@ class TestRows:
         for stop in (4, 40, 400):
             assert abs(int(is_first[:stop].sum()) - 0.75 * stop) <= 1
 
+    def test_any_prefix_of_a_mixture_follows_its_weights(self) -> None:
+        weights = np.array([0.61, 0.29, 0.1])
+        parts, occurrences = _interleave(weights, 0, 3000)
+        for part, weight in enumerate(weights):
+            given = np.cumsum(parts == part)
+            assert np.abs(given - weight * np.arange(1, 3001)).max() <= 1
+            assert occurrences[parts == part].tolist() == list(range(given[-1]))
+
+    def test_each_epoch_of_a_part_reads_every_row_once(self, caches: list[TokenCache]) -> None:
+        batches = rows(caches)
+        num_rows = [len(packed) for packed in batches.packed]
+        seen: list[list[tuple[int, ...]]] = [[], []]
+        for index in range(2 * int(batches.steps_per_epoch) + 2):
+            of_rows = torch.cat(batches.parts(index)).tolist()
+            for part, row in zip(of_rows, stacked(batches.step(index)), strict=True):
+                seen[part].append(tuple(row[0].tolist()))
+        assert len(seen[0]) > 2 * num_rows[0]
+        for own, count in zip(seen, num_rows, strict=True):
+            for first in range(0, len(own), count):
+                epoch = own[first : first + count]
+                assert len(set(epoch)) == len(epoch), "no row comes twice"
+            assert set(own[:count]) == set(own[count : 2 * count]) or len(own) < 2 * count
+        assert seen[0][: num_rows[0]] != seen[0][num_rows[0] : 2 * num_rows[0]]
+
     def test_micro_batches_of_a_step_may_be_uneven(self, caches: list[TokenCache]) -> None:
         batches = rows([caches[0]], micro_rows=3)
         assert [len(batch.ids_BT) for batch in batches.step(0)] == [3, 3, 2]
@@ -362,6 +387,18 @@ def test_clusters_join_functions_over_chains_of_equal_bodies(bodies: list[list[i
     functions = np.repeat(np.arange(len(bodies)), [len(own) for own in bodies])
     found = body_clusters(functions, np.array([body for own in bodies for body in own])).tolist()
     assert [found.index(cluster) for cluster in found] == lowest
+
+
+@pytest.mark.parametrize("task", ["completion", "c_to_asm"])
+def test_a_cache_of_which_every_function_was_sampled_is_told_exactly(
+    tiny_corpus: Path, tiny_tokenizer: Any, folder: Path, task: Any
+) -> None:
+    data = DataConfig(corpus=tiny_corpus, task=task)
+    num_tokens = build_cache(data, "train", tiny_tokenizer, folder).num_tokens
+    assert estimate_tokens(data, "train", tiny_tokenizer, num_functions=10_000) == pytest.approx(num_tokens)
+    assert estimate_tokens(data, "train", tiny_tokenizer, num_functions=24) == pytest.approx(
+        num_tokens, rel=0.5
+    )
 
 
 def test_cutting_equals_the_tokenizers_own(

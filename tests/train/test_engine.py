@@ -3,31 +3,39 @@
 Every combination runs in one pair of processes: starting them costs more than the steps.
 """
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from asmtrain.config import EmbeddingConfig, Full, Lora, OptimizerConfig, ShapeConfig, TrainConfig
 from asmtrain.data import PairBatches, RowBatches, build_cache
 from asmtrain.embedding import EmbeddingHead
 from asmtrain.engine import Engine
+from asmtrain.evaluation import Validation
 from asmtrain.losses import info_nce, num_predicted, token_loss_sum
 from asmtrain.model import (
     EmbeddingModel,
     TokenLossModel,
     attach_lora,
     enable_recompute,
+    extended,
     llama_config,
+    load_adapter,
     load_model,
+    merge_lora,
     new_model,
+    result_names,
     set_trainable,
     write_weights,
 )
-from asmtrain.objectives import causal_lm_backward, causal_lm_loss, contrastive_backward, contrastive_loss
+from asmtrain.objectives import contrastive_backward, contrastive_loss
+from asmtrain.rowlosses import causal_lm_backward
 from asmtrain.schedule import lr_at
 from ranks import on_ranks
 
@@ -36,7 +44,17 @@ SHAPE = ShapeConfig(
 )
 FULL = Full(kind="full")
 LORA = Lora(kind="lora", rank=4, alpha=8, unfreeze=("lm_head",))
-OPTIMIZER = OptimizerConfig(lr=3e-3, warmup_steps=2, weight_decay=0.1, clip_norm=0.2)
+KINDS: dict[str, Full | Lora] = {
+    "full": FULL,
+    "lora": LORA,
+    "rslora": LORA.model_copy(update={"rslora": True}),
+    "dora": LORA.model_copy(update={"dora": True, "unfreeze": ()}),
+    "unfrozen": LORA.model_copy(update={"unfreeze": ("embed_tokens", "lm_head")}),
+    "tokens": LORA.model_copy(update={"unfreeze": ()}),
+}
+NEW_TOKENS = 64
+"""Of the kind "tokens": the last of the vocabulary, whose rows are trained beside the adapter."""
+OPTIMIZER = OptimizerConfig(lr=3e-3, warmup_steps=2, weight_decay=0.1, clip_norm=0.03)
 EMBEDDING = EmbeddingConfig(pooling="mean", dim=16, max_tokens=48, functions_per_step=12)
 STEPS = 4
 # 12 rows over two ranks are micro-batches of 4 and 2 rows: uneven in rows, and more so in tokens.
@@ -64,13 +82,22 @@ def _config(
             "model": {"shape": SHAPE, "dtype": dtype},
             "tokenizer": {"corpus": "unused"},
             "stages": [stage],
-            "engine": {"zero_stage": zero_stage},
+            "engine": {"zero_stage": zero_stage % OFFLOAD, "offload_optimizer": zero_stage >= OFFLOAD},
+            # DeepSpeed would keep every tensor of so small a model whole.
+            "deepspeed": {"zero_optimization": {"stage3_param_persistence_threshold": 0}},
         }
     )
 
 
+def _base(trainable: Full | Lora, dtype: str = "fp32") -> Any:
+    config = llama_config(SHAPE)
+    if trainable == KINDS["tokens"]:
+        extended(config, NEW_TOKENS, first=SHAPE.vocab_size - NEW_TOKENS)
+    return new_model(config, dtype=dtype, seed=1)
+
+
 def _model(trainable: Full | Lora, *, dtype: str = "fp32", contrastive: bool = False) -> Any:
-    model = new_model(llama_config(SHAPE), dtype=dtype, seed=1)
+    model = _base(trainable, dtype)
     torch.manual_seed(2)
     if isinstance(trainable, Lora):
         model = attach_lora(model, trainable, base="base")
@@ -148,70 +175,126 @@ def _contrastive_reference(cache: Any, trainable: Full | Lora) -> list[tuple[flo
 # What DeepSpeed gives
 
 
-def _train(world: Any, cache: Any, case: tuple[str, str, int, str]) -> dict[str, Any]:
-    """Four steps; then again from what was saved after two; and the weights, gathered."""
-    objective, kind, zero_stage, dtype = case
-    trainable, contrastive = {"full": FULL, "lora": LORA}[kind], objective == "contrastive"
-    config = _config(trainable, zero_stage=zero_stage, dtype=dtype, contrastive=contrastive)
-    batches = (_pairs if contrastive else _rows)(cache, world.rank, world.size)
+Case = tuple[str, str, int, str]
+"""Objective, what is trained, ZeRO stage (and `OFFLOAD`), dtype."""
+OFFLOAD = 10
+"""Added to a ZeRO stage: its optimizer states in CPU memory."""
 
-    def start(weights: dict[str, torch.Tensor] | None = None) -> Engine:
-        model = _model(trainable, dtype=dtype, contrastive=contrastive)
-        module = model if contrastive else TokenLossModel(model)
-        if weights is not None:
-            module.load_state_dict(weights, strict=False)
-        return Engine(module, config, config.stages[0], world=world)
 
-    def take(engine: Engine, step: int) -> tuple[float, float]:
-        if contrastive:
+class _Run:
+    """A case on this rank."""
+
+    def __init__(self, world: Any, cache: Any, case: Case) -> None:
+        objective, kind, zero_stage, self.dtype = case
+        # Chunks of 32 tokens: 12 of them for four rows.
+        self.logits = {"logits_at_once": 32 * SHAPE.vocab_size} if objective == "chunked" else {}
+        self.world, self.recompute, self.contrastive = world, kind == "lora", objective == "contrastive"
+        self.trainable = KINDS[kind]
+        self.config = _config(
+            self.trainable, zero_stage=zero_stage, dtype=self.dtype, contrastive=self.contrastive
+        )
+        self.batches = (_pairs if self.contrastive else _rows)(cache, world.rank, world.size)
+
+    def start(self, saved: Path | None = None) -> Engine:
+        model = _model(self.trainable, dtype=self.dtype, contrastive=self.contrastive)
+        module = model if self.contrastive else TokenLossModel(model, **self.logits)
+        if saved:
+            module.load_state_dict(load_file(saved / "weights"), strict=False)
+        engine = Engine(module, self.config, self.config.stages[0], world=self.world)
+        if saved:
+            own = f"rank-{self.world.rank}"
+            engine.load_optimizer_state(sorted(saved.glob("rank-*"), key=lambda path: path.name != own))
+        return engine
+
+    def take(self, engine: Engine, step: int) -> tuple[float, float]:
+        batches = self.batches.step(step)
+        if self.contrastive:
             # Both ways: "full" keeps activations, "lora" encodes twice.
-            loss, _ = contrastive_backward(
-                engine, batches.step(step), EMBEDDING.temperature, recompute=kind == "lora"
-            )
+            taken = contrastive_backward(engine, batches, EMBEDDING.temperature, recompute=self.recompute)
         else:
-            loss, _ = causal_lm_backward(engine, batches.step(step))
-        return loss, engine.step(lr_at(step, OPTIMIZER, STEPS))
+            taken = causal_lm_backward(engine, batches)
+        return taken.loss, engine.step(lr_at(step, OPTIMIZER, STEPS))
 
-    engine = start()
-    names = [name for name, _ in engine.module.named_parameters()]
-    first = [take(engine, step) for step in range(2)]
-    weights, state = _everywhere(engine.gather(engine.module, names)), engine.optimizer_state()
-    second = [take(engine, step) for step in range(2, STEPS)]
+    def save(self, engine: Engine, folder: Path) -> None:
+        weights = engine.gather(engine.module, _names(engine))
+        if self.world.is_main:
+            folder.mkdir(parents=True)
+            save_file(weights, folder / "weights")
+        torch.distributed.barrier()
+        save_file(engine.optimizer_state(), folder / f"rank-{self.world.rank}")
+        torch.distributed.barrier()
+
+    def loss(self, engine: Engine) -> float:
+        engine.train(False)
+        with torch.no_grad():
+            if self.contrastive:
+                return contrastive_loss(engine, self.batches.step(0), EMBEDDING.temperature)
+            return Validation(self.batches, ["one"], 12).measure(engine).loss
+
+
+def _names(engine: Engine) -> list[str]:
+    return [name for name, _ in engine.module.named_parameters()]
+
+
+def _train(world: Any, cache: Any, case: Case, folder: Path) -> dict[str, Any]:
+    """Four steps; then again from what was saved after two; and the weights, gathered."""
+    run = _Run(world, cache, case)
+    engine = run.start()
+    first = [run.take(engine, step) for step in range(2)]
+    run.save(engine, folder)
+    second = [run.take(engine, step) for step in range(2, STEPS)]
     engine.close()
-    engine = start(weights)
-    engine.load_optimizer_state(state)
-    resumed = [take(engine, step) for step in range(2, STEPS)]
-    engine.train(False)
-    with torch.no_grad():
-        if contrastive:
-            loss = contrastive_loss(engine, batches.step(0), EMBEDDING.temperature)
-        else:
-            loss = causal_lm_loss(engine, batches.step(0))
-    final = engine.gather(engine.module, names)
+    engine = run.start(folder)
+    resumed = [run.take(engine, step) for step in range(2, STEPS)]
+    loss, final = run.loss(engine), engine.gather(engine.module, _names(engine))
     engine.close()
     return {"figures": first + second, "resumed": resumed, "weights": final, "loss": loss}
 
 
-def _everywhere(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Rank 0's tensors, on every rank."""
-    box: list[Any] = [tensors]
-    torch.distributed.broadcast_object_list(box)
-    return box[0]
-
-
-def _train_all(world: Any, cache_folder: Path, cases: Sequence[tuple[str, str, int, str]]) -> dict[Any, Any]:
+def _train_all(world: Any, cache_folder: Path, cases: Sequence[Case], saved: Path) -> dict[Case, Any]:
     from asmtrain.cache import TokenCache
 
-    return {case: _train(world, TokenCache(cache_folder), case) for case in cases}
+    cache = TokenCache(cache_folder)
+    return {case: _train(world, cache, case, saved / _folder(case)) for case in cases}
+
+
+def _folder(case: Case) -> str:
+    return "-".join(map(str, case))
+
+
+def _go_on(
+    world: Any, cache_folder: Path, saved: Path, moves: Sequence[tuple[Case, Case]]
+) -> dict[tuple[Case, Case], list[tuple[float, float]]]:
+    """The last two steps of cases, from what other cases saved after two."""
+    from asmtrain.cache import TokenCache
+
+    taken = {}
+    for before, now in moves:
+        run = _Run(world, TokenCache(cache_folder), now)
+        engine = run.start(saved / _folder(before))
+        taken[before, now] = [run.take(engine, step) for step in range(2, STEPS)]
+        engine.close()
+    return taken
 
 
 EXACT = [
     (objective, kind, zero_stage, "fp32")
-    for objective in ("causal_lm", "contrastive")
+    for objective in ("causal_lm", "chunked", "contrastive")
     for kind in ("full", "lora")
     for zero_stage in range(4)
 ]
-ROUNDED = [("causal_lm", "lora", zero_stage, "bf16") for zero_stage in range(4)]
+EXACT += [("causal_lm", kind, zero_stage, "fp32") for kind in ("rslora", "dora") for zero_stage in (0, 3)]
+EXACT += [
+    ("causal_lm", kind, zero_stage, "fp32") for kind in ("unfrozen", "tokens") for zero_stage in range(4)
+]
+ROUNDED = [("causal_lm", kind, stage, "bf16") for kind in ("lora", "unfrozen") for stage in range(4)]
+ROUNDED += [("causal_lm", kind, zero_stage, "bf16") for kind in ("dora", "tokens") for zero_stage in (0, 3)]
+ADAPTERS = [case for case in EXACT + ROUNDED if case[0] == "causal_lm" and case[1] != "full"]
+OFFLOADED = [
+    ("causal_lm", kind, OFFLOAD + zero_stage, dtype)
+    for kind, dtype in (("full", "fp32"), ("lora", "bf16"))
+    for zero_stage in (2, 3)
+]
 
 
 @pytest.fixture(scope="module")
@@ -221,15 +304,21 @@ def cache(tiny_corpus: Path, tiny_tokenizer: Any, tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture(scope="module")
-def results(cache: Any) -> dict[Any, Any]:
-    return on_ranks(2, _train_all, cache.folder, EXACT + ROUNDED)
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the cases save on two ranks after two steps."""
+    return tmp_path_factory.mktemp("saved")
+
+
+@pytest.fixture(scope="module")
+def results(cache: Any, saved: Path) -> dict[Any, Any]:
+    return on_ranks(2, _train_all, cache.folder, EXACT + ROUNDED + OFFLOADED, saved)
 
 
 @pytest.fixture(scope="module")
 def references(cache: Any) -> dict[Any, Any]:
-    kinds = {"full": FULL, "lora": LORA}
     of = {"causal_lm": _causal_lm_reference, "contrastive": _contrastive_reference}
-    return {(o, k): of[o](cache, kinds[k]) for o in of for k in kinds}
+    figures = {(o, k): of[o](cache, KINDS[k]) for o, k in {case[:2] for case in EXACT} if o in of}
+    return figures | {("chunked", kind): figures["causal_lm", kind] for kind in ("full", "lora")}
 
 
 def test_the_micro_batches_are_uneven(cache: Any) -> None:
@@ -240,7 +329,7 @@ def test_the_micro_batches_are_uneven(cache: Any) -> None:
     assert sum(counts[0]) != sum(counts[1])
 
 
-@pytest.mark.parametrize("case", EXACT, ids=str)
+@pytest.mark.parametrize("case", EXACT + [case for case in OFFLOADED if case[3] == "fp32"], ids=str)
 def test_two_ranks_take_the_steps_of_one_process(
     case: tuple[str, str, int, str], results: Any, references: Any
 ) -> None:
@@ -251,14 +340,14 @@ def test_two_ranks_take_the_steps_of_one_process(
         assert norm == pytest.approx(expected_norm, rel=2e-4)
 
 
-@pytest.mark.parametrize("case", ROUNDED, ids=str)
+@pytest.mark.parametrize("case", ROUNDED + [case for case in OFFLOADED if case[3] == "bf16"], ids=str)
 def test_bf16_follows_fp32(case: tuple[str, str, int, str], results: Any, references: Any) -> None:
     for (loss, _), (expected_loss, _) in zip(results[case]["figures"], references[case[:2]], strict=True):
         assert loss == pytest.approx(expected_loss, rel=5e-3)
     assert {tensor.dtype for tensor in results[case]["weights"].values()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("case", EXACT + ROUNDED, ids=str)
+@pytest.mark.parametrize("case", EXACT + ROUNDED + OFFLOADED, ids=str)
 def test_saved_state_goes_on_bit_for_bit(case: tuple[str, str, int, str], results: Any) -> None:
     assert results[case]["resumed"] == results[case]["figures"][2:]
 
@@ -271,11 +360,124 @@ def test_gathered_weights_are_whole_and_equal(case: tuple[str, str, int, str], r
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("case", ADAPTERS, ids=str)
+def test_what_is_trained_moves_and_nothing_else(case: tuple[str, str, int, str], results: Any) -> None:
+    _, kind, _, dtype = case
+    before, after = _model(KINDS[kind], dtype=dtype), results[case]["weights"]
+    moved = {name for name, old in before.named_parameters() if not torch.equal(old, after[f"lm.{name}"])}
+    assert moved == {name for name, parameter in before.named_parameters() if parameter.requires_grad}
+    beside = {name.rpartition("model.")[2] for name in moved if "lora_" not in name}
+    parts = {
+        "unfrozen": ("modules_to_save.default.weight", {"embed_tokens", "lm_head"}),
+        "tokens": ("token_adapter.trainable_tokens_delta.default", {"embed_tokens", "lm_head"}),
+        "dora": ("", set()),
+    }
+    ending, modules = parts.get(kind, ("modules_to_save.default.weight", {"lm_head"}))
+    assert beside == {f"{module}.{ending}" for module in modules}
+
+
+@pytest.mark.parametrize("case", ADAPTERS, ids=str)
+def test_a_result_reloads_and_merges_to_the_logits_that_were_trained(
+    case: tuple[str, str, int, str], results: Any, tmp_path: Path
+) -> None:
+    _, kind, _, dtype = case
+    trainable, ids = KINDS[kind], torch.arange(900, 1000).view(2, 50)
+    model = _model(trainable, dtype=dtype)
+    TokenLossModel(model).load_state_dict(results[case]["weights"], strict=False)
+    expected = model(input_ids=ids).logits
+    parameters = dict(model.named_parameters())
+    write_weights(tmp_path, model, {name: parameters[name].detach() for name in result_names(model)})
+    loaded = load_adapter(_base(trainable, dtype), tmp_path, trainable, base="base")
+    assert torch.equal(loaded(input_ids=ids).logits, expected)
+    merged = merge_lora(loaded)(input_ids=ids).logits
+    torch.testing.assert_close(merged, expected, rtol=0, atol=2e-6 if dtype == "fp32" else 0.02)
+    assert (expected - _base(trainable, dtype)(input_ids=ids).logits).abs().max() > 0.03
+
+
 @pytest.mark.parametrize("case", EXACT, ids=str)
 def test_the_loss_without_gradients_is_the_same_loss(case: tuple[str, str, int, str], results: Any) -> None:
     figures = results[case]["figures"]
     assert results[case]["loss"] < figures[0][0]  # of step 0's rows, after four steps
     assert results[case]["loss"] == pytest.approx(results[(*case[:2], 0, "fp32")]["loss"], rel=1e-5)
+
+
+def _stage_changed(case: Case, zero_stage: int) -> Case:
+    return (*case[:2], zero_stage, case[3])
+
+
+FULL_LM = [case for case in EXACT if case[:2] == ("causal_lm", "full")]
+FEWER = [(case, case) for case in FULL_LM + ROUNDED]
+CHANGED = [
+    (case, _stage_changed(case, stage))
+    for case in (FULL_LM[0], FULL_LM[2], FULL_LM[3], ROUNDED[1], ROUNDED[2])
+    for stage in (0, 1, 2, 3, OFFLOAD + 2, OFFLOAD + 3)
+    if stage != case[2]
+]
+
+
+@pytest.fixture(scope="module")
+def moved(results: Any, cache: Any, saved: Path) -> dict[Any, Any]:
+    """Steps 2 and 3 by number of ranks, what was saved on two of them, and how it went on."""
+    return {
+        (size, *move): steps
+        for size, moves in ((1, FEWER + CHANGED[:4]), (2, CHANGED))
+        for move, steps in on_ranks(size, _go_on, cache.folder, saved, moves).items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("size", "before", "now"), [(1, *m) for m in FEWER + CHANGED[:4]] + [(2, *m) for m in CHANGED], ids=str
+)
+def test_another_layout_goes_on_as_if_undisturbed(
+    size: int, before: Case, now: Case, moved: Any, results: Any
+) -> None:
+    """On fewer ranks, at another ZeRO stage, or both."""
+    exact = before[3] == "fp32"
+    for (loss, norm), (expected_loss, expected_norm) in zip(
+        moved[size, before, now], results[before]["figures"][2:], strict=True
+    ):
+        assert loss == pytest.approx(expected_loss, rel=2e-6 if exact else 2e-3)
+        assert norm == pytest.approx(expected_norm, rel=2e-4 if exact else 2e-2)
+
+
+def _saved_alone(
+    world: Any, cache_folder: Path, cases: Sequence[Case], saved: Path
+) -> dict[Case, list[tuple[float, float]]]:
+    trained = _train_all(world, cache_folder, cases, saved)
+    return {case: result["figures"] for case, result in trained.items()}
+
+
+def test_more_ranks_go_on_as_if_undisturbed(cache: Any, tmp_path: Path) -> None:
+    figures = on_ranks(1, _saved_alone, cache.folder, FULL_LM + ROUNDED, tmp_path)
+    for (case, _), taken in on_ranks(2, _go_on, cache.folder, tmp_path, FEWER).items():
+        exact = case[3] == "fp32"
+        for (loss, _), (expected, _) in zip(taken, figures[case][2:], strict=True):
+            assert loss == pytest.approx(expected, rel=2e-6 if exact else 2e-3), case
+
+
+def test_each_element_is_saved_once(results: Any, saved: Path) -> None:
+    for case in EXACT + ROUNDED + OFFLOADED:
+        weights = load_file(saved / _folder(case) / "weights")
+        counts: dict[str, int] = {}
+        for file in sorted((saved / _folder(case)).glob("rank-*")):
+            for key, tensor in load_file(file).items():
+                name, _, rest = key.rpartition("@")
+                start, _, field = rest.partition(".")
+                if field == "weights":
+                    counts[name] = counts.get(name, 0) + tensor.numel()
+                    stored = weights[name].flatten()[int(start) : int(start) + tensor.numel()]
+                    assert torch.equal(stored, tensor.to(stored.dtype)), (case, key)
+        assert counts.items() <= {name: tensor.numel() for name, tensor in weights.items()}.items()
+        assert len(counts) > 10, case
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused(cache: Any, results: Any, saved: Path) -> None:
+    folder = saved / "earlier"
+    shutil.copytree(saved / _folder(FULL_LM[2]), folder)
+    for file in folder.glob("rank-*"):
+        save_file({"0.weights": torch.ones(3), "0.step": torch.ones(())}, file)
+    with pytest.raises(Exception, match=r"CheckpointError: checkpoint .* holds no whole state of "):
+        on_ranks(1, _go_on, cache.folder, saved, [(("earlier",), FULL_LM[2])])
 
 
 def _layer_passes(world: Any, folder: Path) -> int:

@@ -13,12 +13,16 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from asmtrain import checkpoint, export
+from asmtrain.cli import main
 from asmtrain.encoder import embed_texts, load_encoder, untrained_twin
 from asmtrain.errors import CheckpointError, ExportError, ModelError
 from asmtrain.model import EmbeddingModel
 from asmtrain.tokens import documents
 from corpus_builder.shards import read_split
 from runs import make_run
+
+PROBE = export.Options(probe=True)
+EXPORTED = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +124,7 @@ def test_provenance_tells_where_each_export_came_from(run: Path) -> None:
 
 
 def test_exporting_twice_gives_equal_files(run: Path, tmp_path: Path) -> None:
-    export.run(run, tmp_path)
+    export.run(run, tmp_path, PROBE)
     for name in ("merged", "adapter", "embedding"):
         first, second = (
             json.loads((top / name / "manifest.json").read_bytes()) for top in (run / "export", tmp_path)
@@ -133,7 +137,7 @@ def test_bf16_keeps_its_dtype_and_says_what_rounding_cost(
     tiny_tokenizer: Any, views: list[str], tmp_path: Path, pooling: str
 ) -> None:
     run = make_run(tmp_path, tiny_tokenizer, dtype="bf16", pooling=pooling, scale=0.004)
-    export.run(run)
+    export.run(run, options=PROBE)
     merged = AutoModelForCausalLM.from_pretrained(run / "export" / "merged")
     assert {parameter.dtype for parameter in merged.parameters()} == {torch.bfloat16}
     verified = json.loads((run / "export" / "merged" / "provenance.json").read_bytes())["verified"]
@@ -141,6 +145,16 @@ def test_bf16_keeps_its_dtype_and_says_what_rounding_cost(
     assert verified["update_kept"] == pytest.approx(1, abs=0.3)
     library = SentenceTransformer(str(run / "export" / "embedding"), device="cpu").encode(views)
     np.testing.assert_allclose(np.float32(library), trainer_vectors(run, views), atol=2e-2)
+
+
+@pytest.mark.parametrize(("trained", "asked"), [("bf16", "fp32"), ("fp32", "bf16")])
+def test_the_dtype_that_is_asked_for(tiny_tokenizer: Any, tmp_path: Path, trained: str, asked: Any) -> None:
+    run = make_run(tmp_path, tiny_tokenizer, dtype=trained)
+    export.run(run, options=export.Options(dtype=asked, probe=True))
+    for name in ("merged", "embedding"):
+        stored = load_file(run / "export" / name / "model.safetensors")
+        assert {tensor.dtype for tensor in stored.values()} == {getattr(torch, EXPORTED[asked])}
+        assert json.loads((run / "export" / name / "config.json").read_bytes())["dtype"] == EXPORTED[asked]
 
 
 def test_a_checkpoint_exports_like_a_stage(run: Path, tmp_path: Path) -> None:
@@ -177,11 +191,21 @@ def test_a_diverged_model_is_refused_and_the_old_export_stays(
     assert checkpoint.damage(run / "export" / "merged") is None
 
 
-def test_partitioned_tensors_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="tensor a is empty"):
-        export.refuse_unsound({"a": torch.empty(0)}, tmp_path)
-    with pytest.raises(ExportError, match="tensor a is empty"):
-        export.refuse_unsound({"a": torch.ones(3, device="meta")}, tmp_path)
+@pytest.mark.parametrize("cut", [0, 3])
+def test_partitioned_tensors_are_refused(tiny_tokenizer: Any, tmp_path: Path, cut: int) -> None:
+    """As ZeRO-3 leaves those it partitions: without rows, or with one rank's."""
+    run = make_run(tmp_path, tiny_tokenizer)
+    for stage, file, name in (
+        ("01-pretrain", "model.safetensors", "model.layers.1.mlp.up_proj.weight"),
+        ("02-lora", "adapter_model.safetensors", "base_model.model.lm_head.weight"),
+    ):
+        path = run / "stages" / stage / file
+        whole = load_file(path)
+        save_file(whole | {name: whole[name][:cut].clone()}, path, metadata={"format": "pt"})
+        with pytest.raises(ExportError, match=f"{name} is empty or partial"):
+            export.run(run / "stages" / stage, tmp_path / "export")
+        save_file(whole, path, metadata={"format": "pt"})
+    assert not (tmp_path / "export" / "merged").exists()
 
 
 def test_an_export_beyond_the_bound_is_not_published(
@@ -190,13 +214,21 @@ def test_an_export_beyond_the_bound_is_not_published(
     run = make_run(tmp_path, tiny_tokenizer)
     monkeypatch.setitem(export.LOGIT_BOUND, "fp32", 1e-12)
     with pytest.raises(ExportError, match="differs from the trained model"):
-        export.run(run)
+        export.run(run, options=PROBE)
     assert not (run / "export" / "merged").exists()
 
 
 def test_nothing_trained_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nothing to export"):
         export.run(tmp_path)
+
+
+@pytest.mark.parametrize("size", ["0", "much", "-5GB", "5TB"])
+def test_a_shard_size_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str], size: str) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["export", str(tmp_path), f"--shard-size={size}"])
+    assert left.value.code == 2
+    assert f"'{size}' is no size; give one such as 5GB" in capsys.readouterr().err
 
 
 def test_an_encoder_needs_a_whole_embedding_folder(run: Path, tmp_path: Path) -> None:

@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from asmtrain.losses import IGNORE, info_nce, num_predicted, token_loss_sum
+from asmtrain.attention import use_within_documents
+from asmtrain.config import Full, Lora, ShapeConfig
+from asmtrain.losses import IGNORE, head_losses, info_nce, num_predicted, token_loss_sum, token_losses
+from asmtrain.model import TokenLossModel, attach_lora, llama_config, new_model, set_trainable
 
 NUM, DIM = 8, 4
 TEMPERATURE = 0.1
@@ -39,6 +42,88 @@ def test_the_sum_is_computed_in_fp32() -> None:
     labels = torch.randint(0, 50, (1, 100))
     assert token_loss_sum(logits, labels).dtype == torch.float32
     torch.testing.assert_close(token_loss_sum(logits, labels), token_loss_sum(logits.float(), labels))
+
+
+SHAPE = ShapeConfig(
+    vocab_size=64, hidden_size=32, intermediate_size=48, num_layers=1, num_heads=2, num_kv_heads=2
+)
+TIED = SHAPE.model_copy(update={"tie_embeddings": True})
+HEADS = {
+    "full": (SHAPE, Full(kind="full")),
+    "tied": (TIED, Full(kind="full")),
+    "frozen": (SHAPE, Lora(kind="lora")),
+    "unfrozen": (SHAPE, Lora(kind="lora", unfreeze=("lm_head",))),
+    "adapted": (SHAPE, Lora(kind="lora", targets=("q_proj", "lm_head"), dropout=0.3)),
+}
+
+
+@pytest.mark.parametrize("chunks", [1, 7])
+@pytest.mark.parametrize("kind", HEADS)
+def test_chunks_of_the_head_give_the_plain_loss_and_gradients(kind: str, chunks: int) -> None:
+    shape, trainable = HEADS[kind]
+    model = new_model(llama_config(shape), dtype="fp32", seed=0)
+    if isinstance(trainable, Lora):
+        model = attach_lora(model, trainable, base="base")
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                nn.init.normal_(parameter, std=0.1)
+    set_trainable(model, trainable, headless=False)
+    use_within_documents(model)
+    # Dropout draws one mask for a chunk and another for the whole: compared without it.
+    model.eval()
+    generator = torch.Generator().manual_seed(0)
+    ids_BT = torch.randint(0, 64, (2, 21), generator=generator)
+    targets_BT = ids_BT.masked_fill(torch.rand(2, 21, generator=generator) < 0.4, IGNORE)
+    positions_BT = torch.arange(21).expand(2, 21)
+    logits = model(input_ids=ids_BT, position_ids=positions_BT, use_cache=False, document_lengths=[21, 21])
+    plain_BT = token_losses(logits.logits, targets_BT)
+    chunked = TokenLossModel(model, logits_at_once=-(-2 * 21 * 64 // chunks))
+    losses_BT = chunked(ids_BT, positions_BT, targets_BT, [21, 21])
+    torch.testing.assert_close(losses_BT, plain_BT, rtol=1e-6, atol=1e-6)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    weights_BT = torch.rand(2, 21, generator=generator)
+    gradients = [torch.autograd.grad((each * weights_BT).sum(), trained) for each in (losses_BT, plain_BT)]
+    for own, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(own, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_chunk_is_recomputed_with_the_dropout_it_had() -> None:
+    head = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 16, bias=False)).train()
+    hidden = torch.randn(1, 12, 8, requires_grad=True)
+    targets = torch.arange(12)[None]
+    torch.manual_seed(1)
+    losses = head_losses(head, hidden, targets, vocab_size=16, logits_at_once=3 * 16)
+    (gradient,) = torch.autograd.grad(losses.sum(), hidden)
+    torch.manual_seed(1)
+    plain = torch.cat(
+        [token_losses(head(h), t) for h, t in zip(hidden[0].split(3), targets[0].split(3), strict=True)]
+    )
+    torch.testing.assert_close(losses[0], plain)
+    torch.testing.assert_close(gradient, torch.autograd.grad(plain.sum(), hidden)[0])
+
+
+class Counted(nn.Linear):
+    rows: list[int]
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.rows.append(len(hidden))
+        return super().forward(hidden)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+def test_the_head_runs_equally_often_on_every_batch_and_only_where_there_is_a_target(share: float) -> None:
+    """ZeRO 3 fetches its weights at each call, on all ranks together."""
+    head = Counted(8, 16, bias=False)
+    head.rows = []
+    hidden = torch.randn(2, 50, 8, requires_grad=True)
+    targets = torch.where(torch.arange(100) < share * 100, 3, IGNORE).view(2, 50)
+    losses = head_losses(head, hidden, targets, vocab_size=16, logits_at_once=10 * 16)
+    losses.sum().backward()
+    assert len(head.rows) == 10 + 10  # forward, and again in the backward pass
+    assert sum(head.rows[:10]) == round(share * 100)
+    assert max(head.rows) <= 10
+    assert torch.equal(losses == 0, targets == IGNORE)
+    assert torch.equal(hidden.grad.abs().sum(-1) == 0, targets == IGNORE)
 
 
 def unit_vectors(seed: int, *, dtype: torch.dtype = torch.float64) -> torch.Tensor:

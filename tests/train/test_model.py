@@ -17,11 +17,13 @@ from asmtrain.model import (
     attach_lora,
     count_parameters,
     enable_recompute,
+    extended,
     llama_config,
     load_adapter,
     load_head,
     load_model,
     merge_lora,
+    meta_model,
     new_model,
     planned_config,
     result_names,
@@ -35,18 +37,33 @@ SHAPE = ShapeConfig(
 FULL = Full(kind="full")
 LORA = Lora(kind="lora", rank=2, alpha=4, unfreeze=("lm_head",))
 IDS = torch.arange(20).view(2, 10)
+KINDS = {
+    "lora": LORA,
+    "rslora": LORA.model_copy(update={"rslora": True}),
+    "dora": LORA.model_copy(update={"dora": True}),
+    "full rank": LORA.model_copy(update={"rank": 16, "targets": ("q_proj", "down_proj")}),
+    "unfrozen": LORA.model_copy(update={"unfreeze": ("embed_tokens", "lm_head")}),
+    "tokens": LORA.model_copy(update={"unfreeze": ()}),  # of a vocabulary that was extended by 8
+}
 
 
 def _model(dtype: Any = "fp32", shape: ShapeConfig = SHAPE) -> Any:
     return new_model(llama_config(shape), dtype=dtype, seed=0)
 
 
-def _adapted(dtype: Any = "fp32") -> Any:
+def _base(kind: str = "lora", dtype: Any = "fp32") -> Any:
+    config = llama_config(SHAPE)
+    return new_model(extended(config, 8, first=56) if kind == "tokens" else config, dtype=dtype, seed=0)
+
+
+def _adapted(dtype: Any = "fp32", kind: str = "lora") -> Any:
     torch.manual_seed(0)
-    model = attach_lora(_model(dtype), LORA, base="base")
+    model = attach_lora(_base(kind, dtype), KINDS[kind], base="base")
     for name, parameter in model.named_parameters():
-        if "lora_B" in name or "modules_to_save" in name:
+        if any(part in name for part in ("lora_B", "modules_to_save", "trainable_tokens")):
             torch.nn.init.normal_(parameter, std=0.1)
+        elif "magnitude" in name:
+            parameter.data *= torch.rand(parameter.shape) + 0.5
     return model
 
 
@@ -91,11 +108,12 @@ def test_a_tied_head_is_written_once_and_tied_again(tmp_path: Path) -> None:
     assert torch.equal(model(IDS).logits, loaded(IDS).logits)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_an_adapter_comes_back_onto_its_base(tmp_path: Path, dtype: Any) -> None:
-    model = _adapted(dtype)
+def test_an_adapter_comes_back_onto_its_base(tmp_path: Path, dtype: Any, kind: str) -> None:
+    model = _adapted(dtype, kind)
     folder = _write(tmp_path / "adapter", model)
-    loaded = load_adapter(_model(dtype), folder, LORA, base="base")
+    loaded = load_adapter(_base(kind, dtype), folder, KINDS[kind], base="base")
     assert {parameter.dtype for parameter in loaded.parameters()} == {model.dtype}
     assert torch.equal(model(IDS).logits, loaded(IDS).logits)
     assert not torch.equal(model(IDS).logits, _model(dtype)(IDS).logits)
@@ -110,11 +128,33 @@ def test_peft_itself_loads_an_adapter(tmp_path: Path) -> None:
     assert torch.equal(model(IDS).logits, loaded(IDS).logits)
 
 
-def test_merging_keeps_the_logits_and_leaves_no_adapter() -> None:
-    expected = _adapted()(IDS).logits
-    merged = merge_lora(_adapted())
-    assert not [name for name, _ in merged.named_parameters() if "lora" in name or "modules_to_save" in name]
+@pytest.mark.parametrize("kind", KINDS)
+def test_merging_keeps_the_logits_and_leaves_no_adapter(kind: str) -> None:
+    expected = _adapted(kind=kind)(IDS).logits
+    merged = merge_lora(_adapted(kind=kind))
+    assert set(merged.state_dict()) == set(_model().state_dict())
     torch.testing.assert_close(merged(IDS).logits, expected, rtol=0, atol=1e-5)
+
+
+def test_rank_stabilised_updates_are_scaled_by_the_root_of_the_rank() -> None:
+    scales = [
+        _adapted(kind=kind).base_model.model.model.layers[0].mlp.up_proj.scaling["default"]
+        for kind in ("lora", "rslora")
+    ]
+    assert scales == [4 / 2, pytest.approx(4 / 2**0.5)]
+
+
+def test_only_the_rows_of_new_tokens_are_trained_beside_the_adapter() -> None:
+    model = _adapted(kind="tokens")
+    set_trainable(model, KINDS["tokens"], headless=False)
+    rows = {name for name in _trained(model) if "lora_" not in name}
+    assert rows == {
+        f"base_model.model.{module}.token_adapter.trainable_tokens_delta.default"
+        for module in ("model.embed_tokens", "lm_head")
+    }
+    assert {tuple(model.get_parameter(name).shape) for name in rows} == {(8, SHAPE.hidden_size)}
+    set_trainable(model, KINDS["tokens"], headless=True)
+    assert not [name for name in _trained(model) if "lm_head" in name]
 
 
 def test_what_a_stage_trains() -> None:
@@ -133,12 +173,13 @@ def test_what_a_stage_trains() -> None:
     assert all(parameter.requires_grad for parameter in tied.parameters())
 
 
-@pytest.mark.parametrize("trainable", [FULL, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("kind", ["full", *KINDS])
 @pytest.mark.parametrize("headless", [False, True])
-def test_the_count_is_that_of_the_real_model(trainable: Any, headless: bool) -> None:
-    model = _adapted() if trainable is LORA else _model()
+def test_the_count_is_that_of_the_real_model(kind: str, headless: bool) -> None:
+    model = _adapted(kind=kind) if kind in KINDS else _model()
+    trainable = KINDS.get(kind, FULL)
     set_trainable(model, trainable, headless=headless)
-    count = count_parameters(llama_config(SHAPE), trainable, headless=headless)
+    count = count_parameters(meta_model(_base(kind).config, trainable, dtype="fp32", headless=headless))
     assert count.total == sum(parameter.numel() for parameter in model.parameters())
     assert count.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
@@ -153,7 +194,8 @@ def test_code_llama_has_its_published_number_of_parameters() -> None:
         num_heads=32,
         num_kv_heads=32,
     )
-    assert count_parameters(llama_config(shape), FULL, headless=False).total == 6_738_415_616 + 2 * 16 * 4096
+    model = meta_model(llama_config(shape), FULL, dtype="bf16", headless=False)
+    assert count_parameters(model).total == 6_738_415_616 + 2 * 16 * 4096
 
 
 def test_recomputation_changes_no_gradient() -> None:

@@ -50,6 +50,28 @@ def test_the_page_holds_stages_curves_config_and_results(run: Path, tmp_path: Pa
     assert not re.search(r'(src|href)="?http', page)
 
 
+def test_evaluations_are_a_curve_and_a_table_of_isas_and_levels(run: Path) -> None:
+    plain = report.run(run).read_text()
+    assert "perplexity" not in plain
+    lines = [
+        {"global_step": step, "stage": "pretrain", "step": step, "loss": 3.0, "perplexity": cells}
+        for step, cells in (
+            (20, {"aarch64.o0": 9.0}),
+            (40, {"x86_64.o2": 7.25, "aarch64.o0": 5.5, "aarch64.o2": 6.125}),
+        )
+    ]
+    lines.append({"global_step": 120, "stage": "embed", "step": 40, "loss": 1.0, "perplexity": {}})
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (run / "evaluations.jsonl").write_text(text + '{"global_step": 1')
+    page = report.run(run).read_text()
+    assert page.count("validation perplexity a token") == 1
+    assert "pretrain: validation perplexity a token after 40 steps" in page
+    cells = re.findall(r"<t[hd]>(.*?)</t[hd]>", page[page.index("validation perplexity") :])
+    assert cells[:9] == ["ISA", "o0", "o2", "aarch64", "5.500", "6.125", "x86_64", "", "7.250"]
+    curves = page.split("<svg")[1:]
+    assert [curve.count("1f5fa8") > plain.count("1f5fa8") for curve in curves] == [True, False, True]
+
+
 def test_figures_are_those_of_the_steps(run: Path) -> None:
     steps = [step | {"tokens_per_s": 3000.0} for step in report.read_steps(run) if step["stage"] == "lora"]
     shown = report.summary(steps, 3.5)

@@ -42,7 +42,7 @@ def model() -> Any:
 
 def rows(cache: TokenCache, too_long: Any = "drop", **changes: Any) -> RowBatches:
     options = {"context": CONTEXT, "rows_per_step": 8, "micro_rows": 2, "seed": 3, **changes}
-    return RowBatches([cache], [1.0], too_long=too_long, **options)
+    return RowBatches([cache], [1.0], too_long=[too_long], **options)
 
 
 def packed_examples(batches: list[RowBatch]) -> list[tuple[list[int], list[int]]]:
@@ -237,7 +237,7 @@ def test_the_first_loss_is_the_mean_over_all_answers_of_all_ranks(
         rows_per_step=stage.rows_per_step,
         micro_rows=1,
         seed=config.seed,
-        too_long=stage.too_long,
+        too_long=[stage.too_long] * len(stage.data),
     )
     # A new adapter changes nothing yet, and it has dropout in front of its zeros alone.
     model = AutoModelForCausalLM.from_pretrained(run / "stages" / "01-pretrain")

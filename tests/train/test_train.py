@@ -15,6 +15,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from asmtrain.metrics import MEASURED
 from ranks import finish_ranks, start_ranks
 
 REPOSITORY = Path(__file__).parents[2]
@@ -75,10 +76,7 @@ def run_config(folder: Path, corpus: Path, **changes: Any) -> Path:
 def figures(run: Path) -> list[tuple[Any, ...]]:
     """What every step gave, in full precision, without its durations."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [
-        tuple(value for key, value in json.loads(line).items() if key not in ("seconds", "data_s"))
-        for line in lines
-    ]
+    return [tuple(value for key, value in json.loads(line).items() if key not in MEASURED) for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +118,7 @@ def test_tensorboard_holds_the_same_figures(launched: tuple[Path, str]) -> None:
         for name, value in (("loss", loss), ("lr", lr), ("grad_norm", grad_norm)):
             assert events[f"{stage}/{name}", global_step] == pytest.approx(value, rel=1e-6)
         assert events[f"{stage}/tokens_per_s", global_step] > 0
-    assert events["embed/valid_loss", 15] > 0
+    assert events["embed/valid/loss", 15] > 0
 
 
 def test_each_stage_leaves_a_whole_result(launched: tuple[Path, str]) -> None:
@@ -163,7 +161,7 @@ def test_killed_and_warned_run_takes_the_same_steps(
     arguments = ["train", str(config)]
 
     ranks = start_ranks(2, arguments)
-    _wait_until(lambda: _steps_taken(run) >= 3)
+    wait_until(lambda: _steps_taken(run) >= 3)
     ranks[1].send_signal(signal.SIGUSR2)  # one rank alone: all must agree
     codes, said = finish_ranks(ranks)
     assert codes == [75, 75], said
@@ -190,14 +188,14 @@ def _steps_taken(run: Path) -> int:
 
 def _kill_when(arguments: list[str], condition: Callable[[], bool]) -> None:
     ranks = start_ranks(2, arguments)
-    _wait_until(condition)
+    wait_until(condition)
     for rank in ranks:
         rank.kill()
     codes, said = finish_ranks(ranks)
     assert codes == [-9, -9], said
 
 
-def _wait_until(condition: Callable[[], bool], timeout_s: float = 120) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 120) -> None:
     end = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end, "it never came to that"

@@ -116,7 +116,9 @@ def test_dry_run_of_code_llama_needs_no_network_and_no_weights(tmp_path: Path) -
     assert [line[1] for line in memory] == ["0", "1", "2", "3"] * 2
     on_eight = [float(line[5]) for line in memory[:4]]
     assert on_eight == sorted(on_eight, reverse=True)
-    assert 24 < on_eight[2] < 27
+    # 12.87 of weights; copies, moments and gradients of what is trained; one layer at a time recomputed.
+    assert 20 < on_eight[2] < 22
+    assert "39.7 GFLOP a token of documents of 16,384; at an assumed MFU of 40%, 9,9" in said
     assert yaml.safe_load(said.partition("\n\n")[0])["model"]["shape"]["num_layers"] == 32
     assert not list(tmp_path.rglob("*.safetensors"))
 

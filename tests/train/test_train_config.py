@@ -13,6 +13,7 @@ import yaml
 from asmtrain.config import TrainConfig, load_train_config
 from asmtrain.engine import accumulation, deepspeed_config
 from asmtrain.errors import ConfigError, LaunchError
+from asmtrain.model import count_parameters, planned_config
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = sorted((REPOSITORY / "configs" / "train").glob("*.yaml"))
@@ -33,6 +34,24 @@ def test_deepspeed_gets_what_the_golden_file_says(path: Path) -> None:
 
 def demo(*overrides: str) -> TrainConfig:
     return load_train_config(REPOSITORY / "configs" / "train" / "demo.yaml", overrides)
+
+
+def test_a_new_model_cannot_be_extended() -> None:
+    with pytest.raises(ConfigError, match="extends the vocabulary of `path`"):
+        demo("model.assembly_tokens=100")
+
+
+def test_a_plan_counts_the_rows_of_assembly_tokens() -> None:
+    """In both tables, where they are trained beside the adapter."""
+    path = REPOSITORY / "configs" / "train" / "codellama-7b.yaml"
+    overrides = ["stages.0.trainable.unfreeze=[]", "stages.1.trainable.unfreeze=[]"]
+    counts = []
+    for tokens in (0, 1000):
+        config = load_train_config(path, [*overrides, f"model.assembly_tokens={tokens}"])
+        lora = config.stages[0].trainable
+        counts.append(count_parameters(planned_config(config.model), lora, headless=False))
+    assert counts[1].trainable - counts[0].trainable == 2 * 1000 * 4096
+    assert counts[1].total - counts[0].total == 2 * 2 * 1000 * 4096, "peft trains a copy of the rows"
 
 
 def test_the_expert_block_is_merged_last() -> None:
@@ -94,7 +113,11 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_key() -> None:
             ("stages.embed.trainable.kind=lora", "stages.embed.trainable.rank=2"),
             "goes on with the adapter of 'lora'",
         ),
-        (("stages.pretrain.objective=sft",), "objective 'sft' takes the tasks c_to_asm, .* got 'retrieval'"),
+        (("stages.pretrain.objective=sft",), "'sft' needs one of the tasks c_to_asm, .* got retrieval"),
+        (("stages.lora.replay={pretrain: 1.0}",), "less than 1"),
+        (("stages.lora.replay={lora: 0.1}",), "replays 'lora', which is no .* before it: those are pretrain"),
+        (("stages.pretrain.replay={lora: 0.1}",), "replays 'lora', .* those are none"),
+        (("stages.embed.replay={pretrain: 0.1}",), "`replay` is for causal_lm and sft"),
         (("stages.lora.data.0.task=c_to_asm",), "objective 'causal_lm' takes .* got 'c_to_asm'"),
         (("stages.lora.data.0.prompt=chat",), "a task with an answer, which 'completion' has not"),
         (("stages.lora.data.0.answers=[x]",), "for transpile and recompile"),
@@ -108,6 +131,20 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_key() -> None:
 def test_settings_that_do_not_fit_each_other_are_refused(overrides: tuple[str, ...], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         demo(*overrides)
+
+
+def test_a_contrastive_stage_is_not_replayed_and_shares_leave_some() -> None:
+    config = demo().model_dump(mode="json")
+    first, second, third = config["stages"]
+    last = {**first, "name": "last"}
+    for replay, said in (
+        ({"embed": 0.1}, "those are pretrain, lora"),
+        ({"pretrain": 0.5, "lora": 0.5}, "takes 1 of the rows"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            TrainConfig.model_validate(
+                {**config, "stages": [first, second, third, {**last, "replay": replay}]}
+            )
 
 
 def test_a_misspelt_key_of_sft_gets_its_neighbour() -> None:

@@ -14,9 +14,10 @@ from asmtrain.config import TrainConfig
 from asmtrain.data import RowBatches, build_cache
 from asmtrain.engine import Engine, accumulation
 from asmtrain.errors import ConfigError, LaunchError
+from asmtrain.evaluation import Validation
 from asmtrain.model import TokenLossModel, enable_recompute
-from asmtrain.objectives import causal_lm_backward, causal_lm_loss
 from asmtrain.report import read_steps
+from asmtrain.rowlosses import causal_lm_backward
 from asmtrain.schedule import lr_at
 from asmtrain.stage import _check_heads
 from asmtrain.ulysses import row_share
@@ -46,11 +47,11 @@ def _steps(world: Any, folder: Path, sharing: int, cases: Sequence[Any]) -> dict
         engine = Engine(TokenLossModel(model), config, config.stages[0], world=world)
         figures: list[Any] = []
         for step in range(STEPS):
-            loss, _ = causal_lm_backward(engine, rows.step(step), share)
-            figures.append((loss, engine.step(lr_at(step, OPTIMIZER, STEPS))))
+            taken = causal_lm_backward(engine, rows.step(step), share)
+            figures.append((taken.loss, engine.step(lr_at(step, OPTIMIZER, STEPS))))
         engine.train(False)
         with torch.no_grad():
-            figures.append((causal_lm_loss(engine, rows.step(0), share), 0.0))
+            figures.append((Validation(rows, ["one"], 12).measure(engine, share).loss, 0.0))
         engine.close()
         results[kind, zero_stage, recompute] = figures
     return results

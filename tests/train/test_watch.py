@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from ranks import finish_ranks, free_port, on_ranks, start_ranks
-from test_train import _steps_taken, _wait_until, run_config
+from test_train import _steps_taken, run_config, wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 COLLECTIVE = re.compile(r"in (all_reduce|broadcast|barrier|all_gather|_all_gather_base|reduce)\b")
@@ -34,7 +34,7 @@ def test_a_rank_that_stands_still_ends_the_run_at_the_limit(tiny_corpus: Path, t
     ranks = start_ranks(2, ["train", str(endless(tmp_path, tiny_corpus, hang_minutes=0.25))])
     run = tmp_path / "run"
     try:
-        _wait_until(lambda: _steps_taken(run) >= 3)
+        wait_until(lambda: _steps_taken(run) >= 3)
         ranks[1].send_signal(signal.SIGSTOP)
         stopped = time.monotonic()
         said = ranks[0].communicate(timeout=60)[0]
@@ -93,6 +93,32 @@ def test_a_mistake_of_one_rank_ends_the_others(tmp_path: Path) -> None:
     assert not (tmp_path / "hangs").exists(), "nothing hung, nobody died"
 
 
+def _refuse_slowly(world: Any, folder: Path) -> None:
+    """Rank 0 meets a mistake, and takes its time to close what it has open."""
+    from asmtrain import dist
+    from asmtrain.errors import LaunchError
+    from asmtrain.watch import watched
+
+    def refuse() -> None:
+        raise LaunchError("a mistake that rank 0 met")
+
+    try:
+        with watched(folder, world, None):
+            try:
+                dist.on_main(refuse)
+            finally:
+                time.sleep(2 if world.is_main else 0)
+    except LaunchError:
+        (folder / "told").touch()
+        raise
+
+
+def test_rank_0_tells_of_its_mistake_before_the_others_end_it(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match=r"a mistake that rank 0 met|exit code 2"):
+        on_ranks(2, _refuse_slowly, tmp_path)
+    assert (tmp_path / "told").exists()
+
+
 # A rank that is killed, under each launcher
 
 
@@ -106,7 +132,7 @@ def killed_rank_1(command: list[str], run: Path) -> tuple[int, str, float]:
         text=True,
     )
     try:
-        _wait_until(lambda: _steps_taken(run) >= 3 or launcher.poll() is not None)
+        wait_until(lambda: _steps_taken(run) >= 3 or launcher.poll() is not None)
         (rank,) = [
             process
             for process in psutil.Process(launcher.pid).children(recursive=True)
@@ -145,7 +171,7 @@ def test_a_killed_rank_takes_the_others_down_without_a_launcher(tiny_corpus: Pat
     for victim in (1, 0):
         folder = tmp_path / str(victim)
         ranks = start_ranks(2, ["train", str(endless(folder, tiny_corpus, hang_minutes=60))])
-        _wait_until(lambda folder=folder: _steps_taken(folder / "run") >= 3)
+        wait_until(lambda folder=folder: _steps_taken(folder / "run") >= 3)
         ranks[victim].kill()
         killed = time.monotonic()
         codes, said = finish_ranks(ranks)

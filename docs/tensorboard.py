@@ -1,0 +1,86 @@
+"""Take a picture of a run as TensorBoard shows it.
+
+    python docs/tensorboard.py RUN --show 'answers/(loss|valid/perplexity)'
+
+Starts the server, opens it in headless Chromium (Debian: `apt install chromium`), writes
+docs/images/tensorboard.png and stops the server.
+"""
+
+import argparse
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+IMAGE = Path(__file__).parent / "images" / "tensorboard.png"
+START_S = 120.0
+DRAW_MS = 40_000
+"""Virtual time that the page may take to fetch and draw its charts."""
+
+
+def main() -> int:
+    """Take it; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="the run's folder")
+    parser.add_argument("--output", type=Path, default=IMAGE)
+    parser.add_argument("--size", default="1500,1300", help="width and height of the window")
+    parser.add_argument("--show", default="", help="only the tags that match, a regular expression")
+    options = parser.parse_args()
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None or not (options.run / "tb").is_dir():
+        print("error: this needs chromium, and a run that has begun", file=sys.stderr)
+        return 2
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tensorboard.main", f"--port={port}", "--logdir=tb", "--load_fast=false"],
+        cwd=options.run,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for(f"http://127.0.0.1:{port}/data/plugin/scalars/tags")
+        page = f"http://127.0.0.1:{port}/#scalars&_smoothingWeight=0.4&tagFilter={options.show}"
+        take(browser, page, options.output, size=options.size)
+    finally:
+        server.terminate()
+        server.wait()
+    print(options.output)
+    return 0
+
+
+def wait_for(address: str) -> None:
+    """Until the server has read the run's first figures."""
+    end = time.monotonic() + START_S
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError), urllib.request.urlopen(address) as answer:
+            if len(answer.read()) > 100:
+                return
+        time.sleep(0.5)
+    raise TimeoutError(f"TensorBoard shows nothing at {address}")
+
+
+def take(browser: str, page: str, image: Path, *, size: str) -> None:
+    """Have the browser draw a page and write it as PNG."""
+    image.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as profile:
+        subprocess.run(
+            [browser, "--headless", "--disable-gpu", "--hide-scrollbars", f"--window-size={size}"]
+            + [f"--user-data-dir={profile}", f"--virtual-time-budget={DRAW_MS}", f"--screenshot={image}"]
+            + (["--no-sandbox"] if os.geteuid() == 0 else [])
+            + [page],
+            check=True,
+            capture_output=True,
+            timeout=300,
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
