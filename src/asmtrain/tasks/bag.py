@@ -2,8 +2,8 @@
 
 In goes a corpus, out comes a `Contender`; the weights stay in the output folder and are used again. A vector
 is the sum of its tokens' rows in a table of 2^17 x 256, each times a learned gain and 1 + log of the token's
-count, made a unit vector. Tokens are mnemonics, runs of two and three of them, numbers, and numbers two in a
-row, hashed together. Trained with InfoNCE at temperature .05 on batches of 512 functions, two variants each;
+count, made a unit vector. Tokens are mnemonics, numbers, and numbers with their mnemonic, hashed together;
+runs of mnemonics made it worse (docs/decisions.md). Trained with InfoNCE at temperature .05 on batches of 512 functions, two variants each;
 functions that chains of equal bodies join are no negatives of each other. Cost: a minute and a half on two
 cores, most of it the table's rows read and written at random.
 """
@@ -14,7 +14,6 @@ import zlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from math import log
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from asmtrain.data import body_clusters
 from asmtrain.encoder import Vectors
 from asmtrain.losses import info_nce
 from asmtrain.tasks.contenders import Contender, Progress
-from asmtrain.tasks.features import constants, opcodes
+from asmtrain.tasks.features import constants, instructions
 from asmtrain.tasks.views import sha256_of, text_of
 from corpus_builder.errors import EmptyCorpus
 from corpus_builder.record import FunctionRecord, Variant
@@ -39,7 +38,7 @@ from corpus_builder.shards import atomic_output, load_index, read_split
 
 NUM_ROWS, DIM = 1 << 17, 256
 TEMPERATURE, BATCH = 0.05, 512
-STEPS = 300
+STEPS = 200
 MAX_FUNCTIONS, MAX_VARIANTS = 20_000, 8
 _LR = 0.01
 
@@ -76,10 +75,11 @@ class Bag(nn.Module):
 
 def hashed(view: str) -> Text:
     """A text's rows and weights."""
-    names, found = opcodes(view), constants(view)
-    tokens = [*names, *(f"#{number}" for number in found)]
-    tokens += [" ".join(names[at : at + size]) for size in (2, 3) for at in range(len(names) - size + 1)]
-    tokens += [f"#{first} {second}" for first, second in pairwise(found)]
+    lines = instructions(view)
+    tokens = [line.split(" ", 1)[0] for line in lines]
+    for name, line in zip(tokens[:], lines, strict=True):
+        for number in constants(line):
+            tokens += [f"#{number}", f"{name} #{number}"]
     counts = Counter(zlib.crc32(token.encode()) % NUM_ROWS for token in tokens) or {0: 1}
     rows = np.fromiter(counts, np.int64, len(counts))
     return rows, np.array([1 + log(count) for count in counts.values()], np.float32)
@@ -91,7 +91,7 @@ def contender(corpus: Path, output: Path, *, view: str, seed: int, steps: int = 
     Raises:
         EmptyCorpus: there is no training split, or no function with two bodies in it.
     """
-    settings = [load_index(corpus).sha256(), view, seed, steps, MAX_FUNCTIONS, MAX_VARIANTS, "1"]
+    settings = [load_index(corpus).sha256(), view, seed, steps, MAX_FUNCTIONS, MAX_VARIANTS, "2"]
     identity = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
     path = output / f"bag-{view}.safetensors"
     state = _cached(path, identity)
