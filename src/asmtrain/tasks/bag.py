@@ -3,9 +3,9 @@
 In goes a corpus, out comes a `Contender`; the weights stay in the output folder and are used again. A vector
 is the sum of its tokens' rows in a table of 2^17 x 256, each times a learned gain and 1 + log of the token's
 count, made a unit vector. Tokens are mnemonics, numbers, and numbers with their mnemonic, hashed together;
-runs of mnemonics made it worse (docs/decisions.md). Trained with InfoNCE at temperature .05 on batches of 512 functions, two variants each;
-functions that chains of equal bodies join are no negatives of each other. Cost: a minute and a half on two
-cores, most of it the table's rows read and written at random.
+runs of mnemonics made it worse (docs/decisions.md). Trained with InfoNCE at temperature .05 on batches of 512
+functions, two variants each; functions that chains of equal bodies join are no negatives of each other. Cost:
+a minute and a half on two cores, most of it the table's rows read and written at random.
 """
 
 import hashlib
