@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from asmtrain.errors import ModelError
 from asmtrain.tasks import bag, baselines, contenders, features, minhash, pools, retrieval, views
 from corpus_builder.asm import split_functions, view
-from corpus_builder.shards import read_split
+from corpus_builder.shards import load_index, read_split, write_index
 
 VIEW = "movl $-22, %eax\ncmpb $3, 16(%rdi)\njne L0\ncall CALL\nmovq SYM(%rip), %rax\nL0:\nret\n"
 WHOLE = slice(0, None)
@@ -82,25 +83,35 @@ def test_mnemonics_of_all_isas_are_told_apart(kind: str, mnemonics: str) -> None
 
 def test_views_hide_and_show_what_they_say(tiny_corpus: Path) -> None:
     """`pick` calls `helper`, which its unit only declares; gcc at O2 jumps to it."""
+    imports = views.import_names(tiny_corpus)
+    assert imports == {"helper"}
     for record in read_split(tiny_corpus, "test"):
         for variant, assembly in record.assembly.items():
             isa = variant.partition(".")[0]
             plain = view(assembly, isa)
             assert views.text_of(assembly, isa, "default") == plain
             assert views.text_of(assembly, isa, "masked") == features.masked(plain)
-            named = views.text_of(assembly, isa, "imports")
+            named = views.text_of(assembly, isa, "imports", imports)
             assert named.replace("helper", "CALL") == plain
             assert ("helper" in named) == record.meta.name.startswith("pick")
-            assert views.text_of(assembly, isa, "imports", {"helper"}) == plain
+            assert views.text_of(assembly, isa, "imports") == plain
+
+
+def test_what_one_project_alone_calls_is_no_import(tiny_corpus: Path, tmp_path: Path) -> None:
+    index = load_index(tiny_corpus)
+    only = tuple(shard for shard in index.shards if shard.split == "test")
+    shutil.copy(tiny_corpus / only[0].name, tmp_path)
+    write_index(tmp_path, index.model_copy(update={"shards": only}))
+    assert views.import_names(tmp_path) == frozenset()
 
 
 def test_a_cold_part_and_nops_do_not_shift_the_names_of_imports() -> None:
     text = (Path(__file__).parents[1] / "golden" / "asm" / "aarch64" / "cold_and_clones.gcc.o2.s").read_text()
-    shown = {name: views.text_of(body, "aarch64", "imports") for name, body in split_functions(text).items()}
-    calls = {
-        name: [line for line in body.splitlines() if line.startswith("bl ")] for name, body in shown.items()
-    }
-    assert calls["use"] == ["bl CALL", "bl CALL", "bl slow"]  # a clone is no import
+    calls = {}
+    for name, body in split_functions(text).items():
+        shown = views.text_of(body, "aarch64", "imports", {"note", "slow", "fatal"})
+        calls[name] = [line for line in shown.splitlines() if line.startswith("bl ")]
+    assert calls["use"] == ["bl CALL", "bl CALL", "bl slow"]  # the others are clones
     assert calls["slow"] == ["bl note", "bl note"]
 
 

@@ -31,7 +31,7 @@ from asmtrain.encoder import Vectors
 from asmtrain.losses import info_nce
 from asmtrain.tasks.contenders import Contender, Progress
 from asmtrain.tasks.features import constants, instructions
-from asmtrain.tasks.views import sha256_of, text_of
+from asmtrain.tasks.views import import_names, sha256_of, text_of
 from corpus_builder.errors import EmptyCorpus
 from corpus_builder.record import FunctionRecord, Variant
 from corpus_builder.shards import atomic_output, load_index, read_split
@@ -138,28 +138,20 @@ def _functions(corpus: Path, view: str) -> Iterator[TrainingFunction]:
     """Functions of the training split with at least two bodies, evenly spread over it."""
     total = sum(shard.num_functions for shard in load_index(corpus).shards if shard.split == "train")
     step = -(-total // MAX_FUNCTIONS) if total else 1
-    own_names = names_by_project(corpus, "train") if view == "imports" else {}
+    imports = import_names(corpus) if view == "imports" else frozenset()
     for number, record in enumerate(read_split(corpus, "train")):
         if number % step == 0:
-            function = TrainingFunction(_bodies(record, view, own_names.get(record.meta.project, ())))
+            function = TrainingFunction(_bodies(record, view, imports))
             if len(function.bodies) > 1:
                 yield function
 
 
-def names_by_project(corpus: Path, split: str) -> dict[str, set[str]]:
-    """The functions of each project, which are no imports of it."""
-    names: dict[str, set[str]] = {}
-    for record in read_split(corpus, split):
-        names.setdefault(record.meta.project, set()).add(record.meta.name)
-    return names
-
-
-def _bodies(record: FunctionRecord, view: str, own_names: Collection[str]) -> dict[str, Text]:
+def _bodies(record: FunctionRecord, view: str, imports: Collection[str]) -> dict[str, Text]:
     """Up to MAX_VARIANTS, in an order that the key decides."""
     order = sorted(record.assembly, key=lambda variant: sha256_of(f"{record.key}/{variant}"))
     bodies: dict[str, Text] = {}
     for variant in order[:MAX_VARIANTS]:
-        text = text_of(record.assembly[variant], Variant.parse(variant).isa, view, own_names)
+        text = text_of(record.assembly[variant], Variant.parse(variant).isa, view, imports)
         bodies.setdefault(sha256_of(text), hashed(text))
     return bodies
 

@@ -27,7 +27,7 @@ from asmtrain.tasks.contenders import Contender, functions_per_s, load, of_encod
 from asmtrain.tasks.lanes import Lane, lanes_of
 from asmtrain.tasks.pools import Census, Floats, Function, Pair
 from asmtrain.tasks.scores import chance, scores
-from asmtrain.tasks.views import function_of, text_of
+from asmtrain.tasks.views import function_of, import_names, text_of
 from corpus_builder.errors import ConfigError, EmptyCorpus
 from corpus_builder.record import Variant
 from corpus_builder.shards import atomic_output, load_index, read_split
@@ -178,9 +178,9 @@ def prepare(
     Raises:
         ConfigError, EmptyCorpus: as `run`.
     """
-    own_names: dict[str, set[str]] = bag.names_by_project(corpus, split) if view == "imports" else {}
+    imports = import_names(corpus) if view == "imports" else frozenset()
     functions = [
-        function_of(record, view, own_names.get(record.meta.project, ()))
+        function_of(record, view, imports)
         for record in read_split(corpus, split)
         if record.key not in without
     ]
@@ -207,8 +207,7 @@ def prepare(
         for variant, assembly in record.assembly.items():
             body = wanted.get((record.key, variant))
             if body and body not in texts:
-                own = own_names.get(record.meta.project, ())
-                texts[body] = text_of(assembly, Variant.parse(variant).isa, view, own)
+                texts[body] = text_of(assembly, Variant.parse(variant).isa, view, imports)
     return tasks, texts
 
 
