@@ -65,13 +65,12 @@ def measure(config: Path, pooling: str, steps: int) -> list[dict[str, Any]]:
         call(
             *(BIN / "asmtrain", "eval", "retrieval"),
             *("--model", model, "--corpus", corpus, "--output", run),
+            *("--lanes", "XO O0O3 aarch64", "--no-bag"),
         )
-        rows = json.loads((run / "retrieval.json").read_bytes())
+        rows = json.loads((run / "retrieval.json").read_bytes())["rows"]
     kept = ("pool", "recall_at_1", "mrr_at_10", "num_queries")
     return [
-        {key: row[key] for key in kept}
-        for row in rows
-        if (row["task"], row["isa"], row["model"]) == ("O0-O3", "aarch64", "trained")
+        {key: row[key] for key in kept} for row in rows if (row["model"], row["bucket"]) == ("trained", "all")
     ]
 
 

@@ -25,7 +25,8 @@ fresh "$demo"/export/embedding/provenance.json "$demo"/train/finished.json ||
 
 step "4/6 Evaluate: find functions of projects the model never saw, across levels, compilers and ISAs"
 fresh "$demo"/eval/retrieval.json "$demo"/export/embedding/provenance.json ||
-  asmtrain eval retrieval --model "$demo"/export/embedding --corpus "$demo"/corpus --output "$demo"/eval
+  asmtrain eval retrieval --model "$demo"/export/embedding --corpus "$demo"/corpus --output "$demo"/eval \
+    --lanes 'XO O0O3 *' 'XC O2 *' 'XA O2 *' 'XA+XO *' 'XM *' # all lanes take twice as long
 
 step "5/6 Search: index what gcc -O2 made; ask with what clang -O3 made of a function, as text and as an object"
 fresh "$demo"/index/index.json "$demo"/export/embedding/provenance.json ||

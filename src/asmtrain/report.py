@@ -179,6 +179,8 @@ def evaluation_tables(folder: Path) -> list[EvaluationTable]:
         content = json.loads(path.read_text(encoding="utf-8"))
         rows = content.get("rows", []) if isinstance(content, dict) else content
         if rows and all(isinstance(row, dict) for row in rows):
+            # Of retrieval's rows by size of function there are thousands.
+            rows = [row for row in rows if row.get("bucket", "all") == "all"]
             columns = tuple(key for key, value in rows[0].items() if not isinstance(value, dict | list))
             cells = tuple(tuple(_cell(row.get(column)) for column in columns) for row in rows)
             tables.append(EvaluationTable(f"{folder.name}/{path.name}", columns, cells))

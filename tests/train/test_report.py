@@ -35,6 +35,7 @@ def test_the_page_holds_stages_curves_config_and_results(run: Path, tmp_path: Pa
     rows = [
         {"task": "O0-O3", "pool": 100, "recall_at_1": 0.6912},
         {"task": "a<b", "pool": 32, "recall_at_1": 1.0},
+        {"task": "of small functions", "pool": 32, "recall_at_1": 1.0, "bucket": "<20"},
     ]
     (evaluation / "retrieval.json").write_text(json.dumps(rows))
     page = report.run(run, tmp_path / "page.html", [evaluation]).read_text()
@@ -43,6 +44,7 @@ def test_the_page_holds_stages_curves_config_and_results(run: Path, tmp_path: Pa
     assert page.count("<svg") == 3
     assert "0.691" in page
     assert "a&lt;b" in page
+    assert "of small functions" not in page
     assert "&lt;a run&gt;" in page
     assert "<a run>" not in page
     assert "seed: 0" in page

@@ -1,234 +1,299 @@
 """Retrieval: find a function compiled one way among many compiled another way.
 
-Input format: a function's `asm.view`, what a stripped binary shows. Evaluation: in go an `embedding/` folder
-and a corpus, out come `retrieval.json` (a row a lane, pool and model), `retrieval.png` and a table. `pools`
-holds the protocol, `baselines` what stands beside the model; `untrained` is the same architecture and
-tokenizer with random weights.
+Input format: a function's `asm.view`, what a stripped binary shows. Evaluation: in go models and a corpus,
+out come `retrieval.json` (settings, models, a census of each lane, and a row a lane, pool, bucket and model),
+`pools.jsonl` (who stood in which pool), pictures and a table. `lanes` and `pools` hold the protocol,
+`contenders` what can be judged, `baselines` and `bag` what stands beside it; `untrained` is the first of our
+own models with random weights. docs/embedding.md says why it is judged so.
 
-Every model answers the same queries in the same pools. Cost: two forward passes a distinct body, at most
-`MAX_PAIRS` pairs a lane; the ranking takes seconds.
+Every model answers the same queries in the same pools. Cost: a forward pass a distinct body and model, at
+most `MAX_QUERIES` queries and the largest pool's answers a lane; the ranking takes a second a lane.
 """
 
 import json
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from asmtrain import terminal
-from asmtrain.encoder import Encoder, Vectors, embed_texts, load_encoder, untrained_twin
-from asmtrain.tasks import pools
-from asmtrain.tasks.baselines import BASELINES
-from asmtrain.tasks.pools import Census, Floats, Lane, Pair
-from corpus_builder.asm import view
-from corpus_builder.errors import EmptyCorpus
+from asmtrain.encoder import Vectors, untrained_twin
+from asmtrain.errors import ModelError
+from asmtrain.tasks import bag, baselines, benchmark, leaks, pools
+from asmtrain.tasks.contenders import Contender, functions_per_s, load, of_encoder, one_thread
+from asmtrain.tasks.lanes import Lane, lanes_of
+from asmtrain.tasks.pools import Census, Floats, Function, Pair
+from asmtrain.tasks.scores import chance, scores
+from asmtrain.tasks.views import function_of, import_names, text_of
+from corpus_builder.errors import ConfigError, EmptyCorpus
 from corpus_builder.record import Variant
-from corpus_builder.shards import atomic_output, read_split
+from corpus_builder.shards import atomic_output, load_index, read_split
 
-POOLS = (100, 1000)
-MAX_PAIRS = 1000
-"""Pairs of a lane that are asked for; more would cost more embedding and say little more."""
+POOLS = (32, 128, 1000, 10_000, 100_000)
+MAX_QUERIES = 1000
+"""Functions of a lane that are asked for; more would cost more embedding and say little more."""
 MIN_INSTRUCTIONS = 10
 """Shorter functions are too alike to be told apart by anyone, and are left out on either side."""
-
-_LEGEND = f"""\
-Functions compiled both ways, less those under {MIN_INSTRUCTIONS} instructions on a side (short), with equal
-bodies on both (identical), or sharing a body, the source, or name and file with one already in
-(duplicate), less those beyond the number asked for (surplus). A tie counts as its mean rank."""
+TIMED_TEXTS = 128
+"""Texts that functions a second are measured on."""
 
 Row: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Task:
-    """One lane with the pairs that it asks for."""
+    """One lane in one view, with the pairs that it uses: those asked for, then further answers."""
 
+    view: str
     lane: Lane
     pairs: list[Pair]
     census: Census
 
+    @property
+    def num_queries(self) -> int:
+        """How many of the pairs are asked for; they come first."""
+        return min(len(self.pairs), MAX_QUERIES)
 
-def run(model: Path, corpus: Path, output: Path, *, split: str = "test", seed: int = 0) -> list[Row]:
-    """Evaluate an `embedding/` folder on a split; write `retrieval.json` and `.png` into `output`.
+
+def run(
+    models: Sequence[str],
+    corpus: Path,
+    output: Path,
+    *,
+    split: str = "test",
+    seed: int = 0,
+    views: Sequence[str] = ("default",),
+    lanes: Sequence[str] = ("*",),
+    with_bag: bool = True,
+    export: Path | None = None,
+) -> list[Row]:
+    """Judge models on a split; write `retrieval.json`, `pools.jsonl` and pictures into `output`.
+
+    Args:
+        models: each `FOLDER` or `module:function`, or `NAME=` one of these.
+        corpus: whose split is searched; its training split trains the bag.
+        output: folder, made if it is not there.
+        split: of the corpus.
+        seed: of the pools and the random weights.
+        views: of `views.VIEWS`.
+        lanes: globs of the lanes to ask, such as `XO*` and `XC O2 *`.
+        with_bag: train the bag on the corpus, or use the one in `output`.
+        export: folder to write each lane to, as corpus, queries and qrels.
 
     Raises:
-        ModelError: `model` is not an embedding export.
+        ModelError: one of `models` cannot embed.
+        ConfigError: no lane fits the globs.
         EmptyCorpus: the split holds no lane with two pairs to tell apart.
     """
-    console = terminal.console()
-    trained = load_encoder(model)
-    tasks, texts = prepare(corpus, split=split, seed=seed)
-    vectors = {
-        "untrained": _embedded(untrained_twin(model, seed=seed), texts, "untrained", console),
-        "trained": _embedded(trained, texts, "trained", console),
+    judged = _contenders(models, seed)
+    seen = {leak.key: leak.rule for leak in leaks.leaks(corpus, split)}
+    rows: list[Row] = []
+    costs: list[Row] = []
+    tasks: list[Task] = []
+    for view in views:
+        of_view, texts = prepare(corpus, split=split, seed=seed, view=view, lanes=lanes, without=seen.keys())
+        own = [*judged]
+        if with_bag and _can_train(corpus):
+            own.insert(0, bag.contender(corpus, output, view=view, seed=seed))
+        vectors = {contender.name: _embedded(contender, texts, view) for contender in own}
+        costs += _costs(own, vectors, list(texts.values()), view)
+        table = baselines.text_table(texts)
+        for task in of_view:
+            rows += evaluate(task, table, vectors, seed=seed)
+            if export:
+                benchmark.export(export, task, texts)
+        tasks += of_view
+    result = {
+        "settings": {
+            "corpus": load_index(corpus).sha256(),
+            "split": split,
+            "seed": seed,
+            "min_instructions": MIN_INSTRUCTIONS,
+            "leaks": {rule: list(seen.values()).count(rule) for rule in ("body", "name", "text")},
+            "pools_sha256": benchmark.write_pools(output / "pools.jsonl", tasks),
+        },
+        "models": costs,
+        "lanes": [_census(task) for task in tasks],
+        "rows": rows,
     }
-    shared = {
-        "split": split,
-        "seed": seed,
-        "min_instructions": MIN_INSTRUCTIONS,
-        "model_sha256": trained.sha256,
-    }
-    rows = [row | shared for task in tasks for row in evaluate(task, texts, vectors)]
-    with atomic_output(output / "retrieval.json") as stream:
-        stream.write((json.dumps(rows, indent=1) + "\n").encode())
-    from asmtrain.tasks.figure import draw
-
-    draw(rows, output / "retrieval.png")
-    show(rows, console)
-    console.print(f"{output / 'retrieval.json'}, {output / 'retrieval.png'}")
+    _save(result, output)
     return rows
 
 
-def prepare(corpus: Path, *, split: str, seed: int) -> tuple[list[Task], dict[str, str]]:
-    """The lanes of a split with their pairs, and the view of every body they need, by its sha256.
+def _save(result: Mapping[str, Any], output: Path) -> None:
+    from asmtrain.tasks.figure import draw
+    from asmtrain.tasks.summary import show
 
-    Reads the split twice, so that only the texts that are asked for are kept.
+    parts = []
+    for name, value in result.items():
+        # A row a line: thousands of them stay readable, and differ line by line.
+        lines = ",\n".join(json.dumps(item) for item in value) if isinstance(value, list) else ""
+        parts.append(f'"{name}": ' + (f"[\n{lines}\n]" if lines else json.dumps(value)))
+    with atomic_output(output / "retrieval.json") as stream:
+        stream.write(("{\n" + ",\n".join(parts) + "\n}\n").encode())
+    paths = draw(result["rows"], output)
+    show(result, terminal.console())
+    print(f"{output}: {', '.join(('retrieval.json', 'pools.jsonl', *(path.name for path in paths)))}")
+
+
+def _contenders(models: Sequence[str], seed: int) -> list[Contender]:
+    """The untrained twin of the first of our own models, and the models."""
+    judged = []
+    for given in models:
+        name, is_named, spec = given.partition("=")
+        if not is_named:
+            name, spec = ("trained" if len(models) == 1 else given), given
+        judged.append(load(spec, name))
+    taken = {"random", "bag", "untrained", *baselines.NEEDS}
+    for contender in judged:
+        if contender.name in taken:
+            raise ModelError(f"two models are called {contender.name!r}", remedy="write --model NAME=FOLDER")
+        taken.add(contender.name)
+    folder = next((contender.folder for contender in judged if contender.folder), None)
+    if folder:
+        judged.insert(0, of_encoder(untrained_twin(folder, seed=seed), "untrained"))
+    return judged
+
+
+def _can_train(corpus: Path) -> bool:
+    return any(shard.split == "train" for shard in load_index(corpus).shards)
+
+
+def prepare(
+    corpus: Path,
+    *,
+    split: str,
+    seed: int,
+    view: str = "default",
+    lanes: Sequence[str] = ("*",),
+    without: Any = (),
+) -> tuple[list[Task], dict[str, str]]:
+    """The lanes of a split with their pairs, and the text of every body they need, by its sha256.
+
+    Reads the split twice, so that only the texts that are asked for are kept. `without` are keys left out.
+
+    Raises:
+        ConfigError, EmptyCorpus: as `run`.
     """
-    metas = [(record.key, record.meta) for record in read_split(corpus, split)]
-    tasks = []
-    for lane in pools.lanes_of({name for _, meta in metas for name in meta.variants}):
-        pairs, census = pools.eligible(
-            metas, lane, min_instructions=MIN_INSTRUCTIONS, limit=MAX_PAIRS, seed=seed
-        )
-        if len(pairs) > 1:
-            tasks.append(Task(lane, pairs, census))
+    imports = import_names(corpus) if view == "imports" else frozenset()
+    functions = [
+        function_of(record, view, imports)
+        for record in read_split(corpus, split)
+        if record.key not in without
+    ]
+    known = lanes_of({variant for function in functions for variant in function.bodies})
+    chosen = [lane for lane in known if any(fnmatchcase(lane.name, glob) for glob in lanes)]
+    if known and not chosen:
+        names = ", ".join(lane.name for lane in known)
+        raise ConfigError(f"no lane is like {', '.join(lanes)}", remedy=f"the corpus has {names}")
+    tasks = [task for lane in chosen if (task := _task(functions, lane, view, seed)).num_queries > 1]
     if not tasks:
         raise EmptyCorpus(
             f"split {split!r} of {corpus} has no two functions of {MIN_INSTRUCTIONS} instructions to compare",
             remedy="build it with levels O0 and O3, two compilers or two ISAs, and more projects in it",
         )
-    wanted = {body for task in tasks for pair in task.pairs for body in (pair.query_body, pair.answer_body)}
-    return tasks, _views(corpus, split, wanted)
-
-
-def _views(corpus: Path, split: str, wanted: set[str]) -> dict[str, str]:
+    wanted = {
+        (pair.key, variant): body
+        for task in tasks
+        for at, pair in enumerate(task.pairs)
+        for variant, body in ((pair.answer, pair.answer_body), (pair.query, pair.query_body))
+        if variant == pair.answer or at < task.num_queries
+    }
     texts: dict[str, str] = {}
     for record in read_split(corpus, split):
-        for name, meta in record.meta.variants.items():
-            if meta.body_sha256 in wanted and meta.body_sha256 not in texts:
-                texts[meta.body_sha256] = view(record.assembly[name], Variant.parse(name).isa)
-    return texts
+        for variant, assembly in record.assembly.items():
+            body = wanted.get((record.key, variant))
+            if body and body not in texts:
+                texts[body] = text_of(assembly, Variant.parse(variant).isa, view, imports)
+    return tasks, texts
 
 
-def _embedded(encoder: Encoder, texts: Mapping[str, str], name: str, console: Console) -> dict[str, Vectors]:
+def _task(functions: Sequence[Function], lane: Lane, view: str, seed: int) -> Task:
+    pairs, census = pools.eligible(functions, lane, min_instructions=MIN_INSTRUCTIONS, seed=seed)
+    kept = pairs[: max(pools.pool_sizes(len(pairs), POOLS))]
+    return Task(view, lane, kept, replace(census, num_over_limit=len(pairs) - len(kept)))
+
+
+def _embedded(contender: Contender, texts: Mapping[str, str], view: str) -> dict[str, Vectors]:
     """The vector of each body."""
-    started = time.perf_counter()
-    with terminal.progress_bar(f"embedding, {name} model", len(texts)) as advance:
-        vectors = embed_texts(encoder, list(texts.values()), progress=advance)
-    rate = len(texts) / (time.perf_counter() - started)
-    console.print(
-        f"{name}: {len(texts):,} bodies, {rate:,.0f} a second, {vectors.shape[1] * 4} bytes a vector"
-    )
+    with terminal.progress_bar(f"embedding, {contender.name}, {view} view", len(texts)) as advance:
+        vectors = contender.embed(list(texts.values()), advance)
     return dict(zip(texts, vectors, strict=True))
 
 
-def evaluate(task: Task, texts: Mapping[str, str], vectors: Mapping[str, Mapping[str, Vectors]]) -> list[Row]:
-    """The rows of one lane: every pool size, every baseline and model.
+def _costs(
+    judged: Sequence[Contender], vectors: Mapping[str, Mapping[str, Vectors]], texts: list[str], view: str
+) -> list[Row]:
+    """What each model costs, on some of the texts and one CPU thread."""
+    sample = texts[:: max(1, len(texts) // TIMED_TEXTS)][:TIMED_TEXTS]
+    with one_thread():
+        costs = baselines.costs(sample)
+    for contender in judged:
+        vector = next(iter(vectors[contender.name].values()))
+        costs[contender.name] = {
+            "functions_per_s": functions_per_s(contender, sample),
+            "bytes_per_vector": vector.nbytes,
+        }
+    hashes = {contender.name: contender.sha256 for contender in judged}
+    return [{"view": view, "model": name, "sha256": hashes.get(name)} | cost for name, cost in costs.items()]
+
+
+def evaluate(
+    task: Task,
+    table: baselines.TextTable,
+    vectors: Mapping[str, Mapping[str, Vectors]],
+    *,
+    seed: int,
+) -> list[Row]:
+    """The rows of one lane: every pool size, baseline, model and bucket.
 
     Args:
         task: the lane and its pairs.
-        texts: body sha256 to view.
+        table: what is counted in the texts.
         vectors: model name to body sha256 to unit vector.
+        seed: of the bootstrap.
     """
-    queries = [pair.query_body for pair in task.pairs]
+    num_queries = task.num_queries
+    queries = [pair.query_body for pair in task.pairs[:num_queries]]
     answers = [pair.answer_body for pair in task.pairs]
-    contenders: dict[str, Callable[[slice, slice], Floats]] = {}
-    for name, featurise in BASELINES.items():
-        features = featurise([texts[body] for body in queries + answers])
-        contenders[name] = _cosine(features[: len(queries)], features[len(queries) :])
+    similarities = baselines.similarities(table, queries, answers)
     for name, known in vectors.items():
         sides = [np.stack([known[body] for body in side]) for side in (queries, answers)]
-        contenders[name] = _cosine(*sides)
+        similarities[name] = baselines.cosine(*sides)
+    projects = np.unique([pair.project for pair in task.pairs[:num_queries]], return_inverse=True)[1]
     rows = []
     for size in pools.pool_sizes(len(task.pairs), POOLS):
-        recall, mrr = pools.chance(size)
-        rows.append(_row(task, size, "random", recall, mrr))
-        for name, similarity in contenders.items():
-            ranks = pools.rank_lane(similarity, len(task.pairs), size)
-            rows.append(_row(task, size, name, pools.recall_at_1(ranks), pools.mrr_at_10(ranks)))
+        ranks: dict[str, Floats | None] = {"random": None}
+        ranks |= {name: pools.rank_lane(each, num_queries, size) for name, each in similarities.items()}
+        for bucket, members in buckets(table.blocks(queries)).items():
+            for name, found in ranks.items():
+                own = projects[members]
+                figures = chance(size, own) if found is None else scores(found[members], own, seed=seed)
+                rows.append(_row(task, size, bucket, name) | figures)
     return rows
 
 
-def _cosine(queries: Any, answers: Any) -> Callable[[slice, slice], Floats]:
-    """Similarity of two lists of unit vectors, dense or sparse, block by block."""
-
-    def similarity(rows: slice, columns: slice) -> Floats:
-        block = queries[rows] @ answers[columns].T
-        dense: Floats = block if isinstance(block, np.ndarray) else block.toarray()
-        return dense
-
-    return similarity
-
-
-def _row(task: Task, size: int, model: str, recall: float, mrr: float) -> Row:
-    lane = task.lane
-    return {
-        "task": lane.task,
-        "isa": lane.isa,
-        "compiler": lane.compiler,
-        "query": lane.query,
-        "answer": lane.answer,
-        "pool": size,
-        "model": model,
-        "recall_at_1": recall,
-        "mrr_at_10": mrr,
-        "num_queries": len(task.pairs),
-        "num_projects": len({pair.project for pair in task.pairs}),
-        **task.census.as_dict(),
+def buckets(blocks_Q: Any) -> dict[str, Any]:
+    """Masks of the queries by their number of basic blocks; those without any query are left out."""
+    masks = {
+        "all": blocks_Q >= 0,
+        "<20": blocks_Q < 20,
+        "20-100": (blocks_Q >= 20) & (blocks_Q <= 100),
+        ">100": blocks_Q > 100,
+        ">=5": blocks_Q >= 5,
     }
+    return {name: mask for name, mask in masks.items() if mask.any()}
 
 
-def show(rows: Sequence[Row], console: Console) -> None:
-    """Print a table, a line a lane and pool, and under it what was asked and left out in each lane."""
-    models = [name for name in dict.fromkeys(row["model"] for row in rows) if name != "random"]
-    table = Table(
-        title="Retrieval: Recall@1 MRR@10 (random order: 1/pool)",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    table.add_column("task", no_wrap=True)
-    table.add_column("pool", justify="right", no_wrap=True)
-    for model in models:
-        table.add_column(model.replace("_", " "), justify="right", width=9)
-    for (task, isa, pool), group in _grouped(rows).items():
-        best = max(group[model]["recall_at_1"] for model in models)
-        table.add_row(_lane_name(task, isa), str(pool), *(_cell(group[model], best) for model in models))
-    console.print(table)
-    console.print(_LEGEND, style="dim")
-    for (task, isa, _), group in _grouped(rows, by_pool=False).items():
-        line = f"  {_lane_name(task, isa):<18} {_census_line(next(iter(group.values())))}"
-        console.print(line, style="dim", soft_wrap=True)
+def _row(task: Task, size: int, bucket: str, model: str) -> Row:
+    where = {"view": task.view, "task": task.lane.task, "isa": task.lane.isa}
+    return where | {"pool": size, "bucket": bucket, "model": model}
 
 
-def _lane_name(task: str, isa: str) -> str:
-    return task if task == isa else f"{task} {isa}"
-
-
-def _cell(row: Row, best: float) -> str:
-    text = f"{row['recall_at_1']:.2f} {row['mrr_at_10']:.2f}"
-    return f"[bold]{text}[/bold]" if row["recall_at_1"] == best else text
-
-
-def _census_line(row: Row) -> str:
-    return (
-        f"{row['query']} to {row['answer']}: {row['num_functions']} - {row['num_short']} short"
-        f" - {row['num_identical']} identical - {row['num_duplicate']} duplicate"
-        f" - {row['num_over_limit']} surplus = {row['num_queries']} of {row['num_projects']} projects"
-    )
-
-
-def _grouped(rows: Sequence[Row], *, by_pool: bool = True) -> dict[tuple[str, str, int], dict[str, Row]]:
-    """Rows by task, ISA and pool, each group by model."""
-    groups: dict[tuple[str, str, int], dict[str, Row]] = {}
-    for row in rows:
-        pool = row["pool"] if by_pool else 0
-        groups.setdefault((row["task"], row["isa"], pool), {})[row["model"]] = row
-    return groups
+def _census(task: Task) -> Row:
+    projects = {pair.project for pair in task.pairs[: task.num_queries]}
+    counts = {"num_queries": task.num_queries, "num_pairs": len(task.pairs), "num_projects": len(projects)}
+    return {"view": task.view} | asdict(task.lane) | counts | task.census.as_dict()

@@ -1,0 +1,149 @@
+"""What an evaluation must not ask for: functions of a split that stand in training, under any of three rules.
+
+In goes a corpus, out come the functions that leak, each with the rule that says so:
+  body   a normalised body of its, in any variant, is one of a training function;
+  name   a training function has its name and its declaring file;
+  text   what its ISA's main compiler makes of it at O0 is near a training function's: MinHash over runs of
+         three lines of the view, estimated Jaccard similarity .9 or more.
+The builder drops equal bodies and near-equal sources between splits (`corpus-builder verify` searches anew);
+these rules look at what models see. `asmtrain eval retrieval` leaves out what they find. Cost: one view a
+function and ISA, of both splits; near texts are found by banding, so time grows with the corpus alone.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from asmtrain import terminal
+from asmtrain.tasks import minhash
+from asmtrain.tasks.lanes import main_compilers
+from corpus_builder.asm import view
+from corpus_builder.errors import EmptyCorpus
+from corpus_builder.record import FunctionRecord, Variant
+from corpus_builder.shards import load_index, read_split
+
+THRESHOLD = 0.9
+_SHINGLE = 3
+_BAND = 8
+"""Places of a band: 16 of them find a pair at the threshold with probability .9999."""
+_SHOWN = 40
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A function that training has seen."""
+
+    key: str
+    rule: str
+    """`body`, `name` or `text`."""
+    project: str
+    name: str
+    seen: str
+    """Key of the training function."""
+
+
+def run(corpus: Path, *, split: str, as_json: bool) -> int:
+    """Print what leaks from training into a split; returns 1 if anything does.
+
+    Raises:
+        ShardError: there is no corpus, or it is damaged.
+        EmptyCorpus: the split is empty.
+    """
+    found = list(leaks(corpus, split))
+    total = sum(shard.num_functions for shard in load_index(corpus).shards if shard.split == split)
+    if as_json:
+        print(json.dumps([asdict(leak) for leak in found], indent=1))
+        return 1 if found else 0
+    if found:
+        table = Table(title="Leaks", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        for heading in ("rule", "project", "function", "key", "seen as"):
+            table.add_column(heading, overflow="fold")
+        for leak in found[:_SHOWN]:
+            table.add_row(leak.rule, leak.project, leak.name, leak.key, leak.seen)
+        terminal.console().print(table)
+    rules = {rule: sum(leak.rule == rule for leak in found) for rule in ("body", "name", "text")}
+    counts = ", ".join(f"{number} by {rule}" for rule, number in rules.items())
+    print(f"{corpus}: {len(found)} of {total:,} functions in {split} were seen in training ({counts})")
+    return 1 if found else 0
+
+
+def leaks(corpus: Path, split: str) -> Iterator[Leak]:
+    """The functions of a split that leak, in its order, each with the first rule that it meets.
+
+    A corpus without a training split has none.
+    """
+    training = _Training()
+    variants = _texts_at_o0(corpus)
+    try:
+        for record in read_split(corpus, "train"):
+            training.add(record, _signatures(record, variants))
+    except EmptyCorpus:
+        return
+    for record in read_split(corpus, split):
+        if known := training.find(record, _signatures(record, variants)):
+            rule, seen = known
+            yield Leak(record.key, rule, record.meta.project, record.meta.name, seen)
+
+
+def _texts_at_o0(corpus: Path) -> set[str]:
+    """The main compiler's O0 of every ISA."""
+    main = main_compilers(f"{toolchain}.o0" for toolchain in load_index(corpus).toolchains)
+    return {f"{isa}.{compiler}.o0" for isa, compiler in main.items()}
+
+
+def _signatures(record: FunctionRecord, variants: set[str]) -> dict[str, minhash.Signatures]:
+    """(NUM_PERM,) by ISA, of the record's O0 texts."""
+    found = {}
+    for variant in sorted(variants & record.assembly.keys()):
+        isa = Variant.parse(variant).isa
+        lines = view(record.assembly[variant], isa).splitlines()
+        found[isa] = minhash.signatures([minhash.shingles(lines, _SHINGLE)])[0]
+    return found
+
+
+@dataclass
+class _Training:
+    """What a training split holds, to look functions up in."""
+
+    bodies: dict[str, str] = field(default_factory=dict)
+    places: dict[tuple[str, str], str] = field(default_factory=dict)
+    texts: list[tuple[str, minhash.Signatures]] = field(default_factory=list)
+    bands: dict[tuple[str, int, bytes], list[int]] = field(default_factory=dict)
+    """ISA, number of the band and its content, to places in `texts`."""
+
+    def add(self, record: FunctionRecord, signatures: dict[str, minhash.Signatures]) -> None:
+        for variant in record.meta.variants.values():
+            self.bodies.setdefault(variant.body_sha256, record.key)
+        self.places.setdefault((record.meta.name, record.meta.file), record.key)
+        for isa, signature in signatures.items():
+            for number, band in _bands(signature):
+                self.bands.setdefault((isa, number, band), []).append(len(self.texts))
+            self.texts.append((record.key, signature))
+
+    def find(
+        self, record: FunctionRecord, signatures: dict[str, minhash.Signatures]
+    ) -> tuple[str, str] | None:
+        """The rule by which a function was seen, and as which."""
+        for variant in record.meta.variants.values():
+            if variant.body_sha256 in self.bodies:
+                return "body", self.bodies[variant.body_sha256]
+        place = (record.meta.name, record.meta.file)
+        if place in self.places:
+            return "name", self.places[place]
+        for isa, signature in signatures.items():
+            near = {at for n, band in _bands(signature) for at in self.bands.get((isa, n, band), ())}
+            for at in sorted(near):
+                key, other = self.texts[at]
+                if np.count_nonzero(signature == other) >= THRESHOLD * minhash.NUM_PERM:
+                    return "text", key
+        return None
+
+
+def _bands(signature: minhash.Signatures) -> Iterator[tuple[int, bytes]]:
+    for number, start in enumerate(range(0, minhash.NUM_PERM, _BAND)):
+        yield number, signature[start : start + _BAND].tobytes()
