@@ -94,7 +94,7 @@ def make_run(run: Path, shard_bytes: int) -> None:
         corpora={},
     )
     with checkpoint.atomic_folder(checkpoint.stage_folder(run, 0, "lora")) as draft:
-        checkpoint.write_result(draft, result, model=model, tensors=tensors, head={})
+        checkpoint.write_result(draft, result, model=model, files=checkpoint.result_files(model, tensors, {}))
 
 
 def measure(run: Path, shard_bytes: int) -> dict[str, int]:

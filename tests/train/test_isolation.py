@@ -76,9 +76,9 @@ def test_a_leak_on_any_rank_stops_all(batch: RowBatch) -> None:
 
 LEAKING = """
 import sys
-from asmtrain import cli, objectives
+from asmtrain import cli, rowlosses
 # an attention without boundaries sees whole rows
-objectives.document_lengths = lambda document_ids_BT: [document_ids_BT.shape[1]] * len(document_ids_BT)
+rowlosses.document_lengths = lambda document_ids_BT: [document_ids_BT.shape[1]] * len(document_ids_BT)
 sys.exit(cli.main(["train", sys.argv[1]]))
 """
 

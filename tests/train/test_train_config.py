@@ -13,7 +13,7 @@ import yaml
 from asmtrain.config import TrainConfig, load_train_config
 from asmtrain.engine import accumulation, deepspeed_config
 from asmtrain.errors import ConfigError, LaunchError
-from asmtrain.model import count_parameters, planned_config
+from asmtrain.model import count_parameters, meta_model, planned_config
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = sorted((REPOSITORY / "configs" / "train").glob("*.yaml"))
@@ -49,7 +49,8 @@ def test_a_plan_counts_the_rows_of_assembly_tokens() -> None:
     for tokens in (0, 1000):
         config = load_train_config(path, [*overrides, f"model.assembly_tokens={tokens}"])
         lora = config.stages[0].trainable
-        counts.append(count_parameters(planned_config(config.model), lora, headless=False))
+        model = meta_model(planned_config(config.model), lora, dtype="bf16", headless=False)
+        counts.append(count_parameters(model))
     assert counts[1].trainable - counts[0].trainable == 2 * 1000 * 4096
     assert counts[1].total - counts[0].total == 2 * 2 * 1000 * 4096, "peft trains a copy of the rows"
 
