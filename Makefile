@@ -38,7 +38,8 @@ check: setup
 # Reads runs/demo/corpus, which make demo builds. benchmarks/corpus.py reports on configs/corpus/debian.yaml;
 # benchmarks/vocabulary.py needs a tokenizer.
 bench: setup
-	@for name in shards parsing memory replay plan_cluster tokenizer packing pooling train_cpu export_memory; do \
+	@for name in shards parsing memory replay plan_cluster tokenizer packing pooling train_cpu plan_training \
+		checkpoint export_memory; do \
 		echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 format: setup
