@@ -19,6 +19,7 @@ from asmtrain.engine import Engine
 from asmtrain.model import llama_config, new_model
 from asmtrain.saving import save_checkpoint
 from asmtrain.stage import Stage
+from asmtrain.ulysses import WHOLE
 
 SHAPE = ShapeConfig(
     vocab_size=32016, hidden_size=640, intermediate_size=1728, num_layers=12, num_heads=10, num_kv_heads=10
@@ -45,7 +46,7 @@ def main() -> None:
         )
         model = new_model(llama_config(SHAPE), dtype="fp32", seed=0)
         engine = Engine(model, config, config.stages[0], world=world)
-        stage = Stage(config, 0, world, None, model, None, "base", {}, engine)
+        stage = Stage(config, 0, world, None, model, None, "base", {}, engine, WHOLE)
         engine.backward(engine(input_ids=torch.arange(16)[None], use_cache=False).logits.mean())
         engine.step(1e-3)
         waits, writes = zip(*(_saved(stage, step) for step in range(1, 4)), strict=True)
