@@ -35,7 +35,6 @@ from typing import Any
 import torch
 import torch.multiprocessing
 from _saved import save
-from asmtrain.flops import TrainingFlops, peak_flops, training_flops
 from rich.console import Console
 from rich.table import Table
 
@@ -44,6 +43,7 @@ from asmtrain.attention import use_within_documents
 from asmtrain.config import Lora, ShapeConfig, TrainConfig
 from asmtrain.data import RowBatch
 from asmtrain.engine import Engine
+from asmtrain.flops import TrainingFlops, peak_flops, training_flops
 from asmtrain.model import TokenLossModel, attach_lora, llama_config, new_model, set_trainable
 from asmtrain.objectives import causal_lm_backward
 
