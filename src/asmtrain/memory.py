@@ -33,6 +33,9 @@ from asmtrain.model import (
     enable_recompute,
 )
 
+_MOST_GATHERED = 10**9
+"""Parameters that DeepSpeed leaves gathered at ZeRO 3 (`stage3_max_live_parameters`)."""
+
 
 class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of storages made while it is active and not freed yet, and their peak."""
@@ -170,7 +173,8 @@ def state_bytes(
         return StateBytes(kept, trained * width * adds_up, trained * (width + 4))
     kept, bucket = weights + own * 12, trained * width
     if zero_stage == 3:
-        return StateBytes(kept + own * 4 + bucket, 0, own * 12)
+        gathered = min(count.total, _MOST_GATHERED) * width if world_size > 1 else 0
+        return StateBytes(kept + own * 4 + bucket, gathered, own * 12)
     if zero_stage == 1 and bf16:  # fp32 gradients of all of the weights, as long as the run
         return StateBytes(kept + trained * 4, 0, own * 10)
     return StateBytes(kept, bucket + own * 4 * adds_up, own * (12 if bf16 else 16))
