@@ -19,6 +19,7 @@ import pytest
 import yaml
 from slurm_nodes import SlurmCluster, missing, slurm_cluster, wait_until
 
+from asmtrain.metrics import MEASURED
 from ranks import finish_ranks, start_ranks
 from tiny import make_tiny_corpus
 
@@ -113,7 +114,7 @@ def run_config(folder: Path, corpus: Path) -> Path:
 def figures(run: Path) -> Figures:
     """What every step gave, in full precision, without its durations."""
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [tuple(step[key] for key in step if key not in ("seconds", "data_s")) for step in steps]
+    return [tuple(step[key] for key in step if key not in MEASURED) for step in steps]
 
 
 def steps_taken(run: Path) -> int:
