@@ -40,7 +40,7 @@ from rich.table import Table
 
 from asmtrain import dist
 from asmtrain.attention import use_within_documents
-from asmtrain.config import Lora, ShapeConfig, TrainConfig
+from asmtrain.config import Lora, ShapeConfig, TrainConfig, load_train_config
 from asmtrain.data import RowBatch
 from asmtrain.engine import Engine
 from asmtrain.flops import TrainingFlops, peak_flops, training_flops
@@ -48,14 +48,7 @@ from asmtrain.model import TokenLossModel, attach_lora, llama_config, new_model,
 from asmtrain.objectives import causal_lm_backward
 
 RESULTS = Path(__file__).with_name("results")
-CODE_LLAMA_7B = ShapeConfig(
-    vocab_size=32016,
-    hidden_size=4096,
-    intermediate_size=11008,
-    num_layers=32,
-    num_heads=32,
-    num_kv_heads=32,
-)
+CODE_LLAMA_7B = Path(__file__).parents[1] / "configs" / "train" / "codellama-7b.yaml"
 SMALL = ShapeConfig(
     vocab_size=2048, hidden_size=256, intermediate_size=688, num_layers=4, num_heads=4, num_kv_heads=4
 )
@@ -223,8 +216,10 @@ def project(arguments: argparse.Namespace) -> list[Plan]:
     peak = peak_flops(arguments.gpu)
     if peak is None:
         sys.exit(f"error: the peak of {arguments.gpu!r} is not known; see asmtrain/flops.py")
+    shape = load_train_config(CODE_LLAMA_7B).model.shape
+    assert shape is not None
     with torch.device("meta"):
-        model = adapted(CODE_LLAMA_7B, max(CONTEXTS), arguments.rank)
+        model = adapted(shape, max(CONTEXTS), arguments.rank)
     flops = training_flops(model, headless=False)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())

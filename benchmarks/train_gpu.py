@@ -16,6 +16,7 @@ tokens_per_s_16k, vs_hf_trainer_4k, loss, grad_norm (of the first step at 4K), v
 
 import argparse
 import importlib.util
+import itertools
 import json
 import os
 import statistics
@@ -30,16 +31,8 @@ from _saved import save
 from rich.console import Console
 from rich.table import Table
 
-CODE_LLAMA = {
-    "vocab_size": 32016,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_layers": 32,
-    "num_heads": 32,
-    "num_kv_heads": 32,
-    "rope_theta": 1e6,
-}
-TINY = CODE_LLAMA | {
+CODE_LLAMA = Path(__file__).parents[1] / "configs" / "train" / "codellama-7b.yaml"
+TINY = {
     "vocab_size": 512,
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -98,7 +91,7 @@ def main() -> None:
         "mfu_16k": at_long.get("mfu"),
         "tokens_per_s_4k": best["tokens_per_s"],
         "tokens_per_s_16k": at_long.get("tokens_per_s"),
-        "vs_hf_trainer_4k": "error" not in hf and round(best["tokens_per_s"] / hf["tokens_per_s"], 3),
+        "vs_hf_trainer_4k": None if "error" in hf else round(best["tokens_per_s"] / hf["tokens_per_s"], 3),
         "loss": best["loss"],
         "grad_norm": best["grad_norm"],
         "device": best["device"],
@@ -147,7 +140,7 @@ def document_lengths_of(cache: Path | None, context: int, rows: int) -> list[int
         from asmtrain.cache import TokenCache
 
         drawn = TokenCache(cache).lengths
-    lengths, source = [], iter(drawn.tolist())
+    lengths, source = [], itertools.cycle(drawn.tolist())
     for _ in range(rows):
         left = context
         while left:
@@ -175,7 +168,11 @@ def batch_of(variant: dict[str, Any], arguments: argparse.Namespace, device: Any
 
 def shape_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """Of the model."""
-    return TINY if arguments.tiny else CODE_LLAMA
+    from asmtrain.config import load_train_config
+
+    shape = load_train_config(CODE_LLAMA).model.shape
+    assert shape is not None
+    return TINY if arguments.tiny else shape.model_dump()
 
 
 def model_on(device: Any, arguments: argparse.Namespace) -> Any:

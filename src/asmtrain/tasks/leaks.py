@@ -14,8 +14,8 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from rich import box
 from rich.table import Table
 
@@ -81,11 +81,11 @@ def leaks(corpus: Path, split: str) -> Iterator[Leak]:
     variants = _texts_at_o0(corpus)
     try:
         for record in read_split(corpus, "train"):
-            training.add(record, _signatures(record, variants))
+            training.add(record, _hashes(record, variants))
     except EmptyCorpus:
         return
     for record in read_split(corpus, split):
-        if known := training.find(record, _signatures(record, variants)):
+        if known := training.find(record, _hashes(record, variants)):
             rule, seen = known
             yield Leak(record.key, rule, record.meta.project, record.meta.name, seen)
 
@@ -96,13 +96,13 @@ def _texts_at_o0(corpus: Path) -> set[str]:
     return {f"{isa}.{compiler}.o0" for isa, compiler in main.items()}
 
 
-def _signatures(record: FunctionRecord, variants: set[str]) -> dict[str, minhash.Signatures]:
-    """(NUM_PERM,) by ISA, of the record's O0 texts."""
+def _hashes(record: FunctionRecord, variants: set[str]) -> dict[str, Any]:
+    """The MinHash of the record's O0 text on each ISA."""
     found = {}
     for variant in sorted(variants & record.assembly.keys()):
         isa = Variant.parse(variant).isa
         lines = view(record.assembly[variant], isa).splitlines()
-        found[isa] = minhash.signatures([minhash.shingles(lines, _SHINGLE)])[0]
+        (found[isa],) = minhash.hashes([minhash.shingles(lines, _SHINGLE)])
     return found
 
 
@@ -112,22 +112,20 @@ class _Training:
 
     bodies: dict[str, str] = field(default_factory=dict)
     places: dict[tuple[str, str], str] = field(default_factory=dict)
-    texts: list[tuple[str, minhash.Signatures]] = field(default_factory=list)
-    bands: dict[tuple[str, int, bytes], list[int]] = field(default_factory=dict)
-    """ISA, number of the band and its content, to places in `texts`."""
+    texts: dict[tuple[str, str], Any] = field(default_factory=dict)
+    """ISA and key to the MinHash."""
+    near: dict[str, Any] = field(default_factory=dict)
+    """ISA to an index of keys by bands."""
 
-    def add(self, record: FunctionRecord, signatures: dict[str, minhash.Signatures]) -> None:
+    def add(self, record: FunctionRecord, hashes: dict[str, Any]) -> None:
         for variant in record.meta.variants.values():
             self.bodies.setdefault(variant.body_sha256, record.key)
         self.places.setdefault((record.meta.name, record.meta.file), record.key)
-        for isa, signature in signatures.items():
-            for number, band in _bands(signature):
-                self.bands.setdefault((isa, number, band), []).append(len(self.texts))
-            self.texts.append((record.key, signature))
+        for isa, own in hashes.items():
+            self.near.setdefault(isa, _index()).insert(record.key, own)
+            self.texts[isa, record.key] = own
 
-    def find(
-        self, record: FunctionRecord, signatures: dict[str, minhash.Signatures]
-    ) -> tuple[str, str] | None:
+    def find(self, record: FunctionRecord, hashes: dict[str, Any]) -> tuple[str, str] | None:
         """The rule by which a function was seen, and as which."""
         for variant in record.meta.variants.values():
             if variant.body_sha256 in self.bodies:
@@ -135,15 +133,14 @@ class _Training:
         place = (record.meta.name, record.meta.file)
         if place in self.places:
             return "name", self.places[place]
-        for isa, signature in signatures.items():
-            near = {at for n, band in _bands(signature) for at in self.bands.get((isa, n, band), ())}
-            for at in sorted(near):
-                key, other = self.texts[at]
-                if np.count_nonzero(signature == other) >= THRESHOLD * minhash.NUM_PERM:
+        for isa, own in hashes.items():
+            for key in sorted(self.near[isa].query(own)) if isa in self.near else ():
+                if own.jaccard(self.texts[isa, key]) >= THRESHOLD:
                     return "text", key
         return None
 
 
-def _bands(signature: minhash.Signatures) -> Iterator[tuple[int, bytes]]:
-    for number, start in enumerate(range(0, minhash.NUM_PERM, _BAND)):
-        yield number, signature[start : start + _BAND].tobytes()
+def _index() -> Any:
+    from datasketch import MinHashLSH
+
+    return MinHashLSH(num_perm=minhash.NUM_PERM, params=(minhash.NUM_PERM // _BAND, _BAND))
