@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from asmtrain.cli_eval import add_eval
+from asmtrain.cli_search import add_embed, add_search
 from asmtrain.errors import UserFacingError
 
 _EXAMPLES = """examples:
@@ -57,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (
-        *(_add_train, _add_export, _add_eval, _add_embed, _add_search),
+        *(_add_train, _add_export, add_eval, add_embed, add_search),
         *(_add_report, _add_doctor, _add_selfcheck),
     ):
         add(commands)
@@ -125,139 +127,6 @@ def _export(options: argparse.Namespace) -> int:
 
     chosen = export.Options(dtype=options.dtype, shard_bytes=options.shard_size, probe=options.probe)
     return export.run(options.run, options.output, chosen)
-
-
-def _add_eval(commands: Any) -> None:
-    parser = commands.add_parser("eval", help="evaluate a model on a task")
-    tasks = parser.add_subparsers(required=True, metavar="TASK")
-    _add_eval_retrieval(tasks)
-    leaks = tasks.add_parser(
-        "leaks", help="functions of a split that training has seen; exit code 1 if there are any"
-    )
-    leaks.add_argument("corpus", type=Path, help="a corpus folder")
-    leaks.add_argument("--split", default="test", choices=("valid", "test"), help="default: test")
-    leaks.add_argument("--json", action="store_true", dest="as_json", help="print JSON")
-    leaks.set_defaults(handler=_eval_leaks)
-    completion = tasks.add_parser("completion", help="perplexity of a language model on assembly")
-    completion.add_argument("--model", type=Path, required=True, help="an exported merged/ folder")
-    completion.add_argument("--corpus", type=Path, required=True, help="corpus whose functions are scored")
-    completion.add_argument("--output", type=Path, required=True, help="folder for completion.json")
-    completion.add_argument("--split", default="valid", choices=("train", "valid", "test"))
-    completion.set_defaults(handler=_eval_completion)
-
-
-def _add_eval_retrieval(tasks: Any) -> None:
-    parser = tasks.add_parser("retrieval", help="find functions across -O levels, compilers and ISAs")
-    parser.add_argument(
-        "--model",
-        action="append",
-        required=True,
-        metavar="[NAME=]MODEL",
-        dest="models",
-        help="an exported embedding/ folder, a sentence-transformers folder, or module:function, a Python"
-        " callable from a list of texts to an array of vectors; may be given several times",
-    )
-    parser.add_argument("--corpus", type=Path, required=True, help="corpus whose test split is searched")
-    parser.add_argument("--output", type=Path, required=True, help="folder for retrieval.json and pictures")
-    parser.add_argument("--split", default="test", choices=("valid", "test"), help="default: test")
-    parser.add_argument(
-        "--views",
-        nargs="+",
-        default=["default"],
-        choices=("default", "masked", "imports"),
-        help="what is shown of a function: as in a stripped binary (default), without numbers, with the names"
-        " of imports",
-    )
-    parser.add_argument(
-        "--lanes",
-        nargs="+",
-        default=["*"],
-        metavar="GLOB",
-        help="lanes to ask, such as 'XO *' 'XC O2 aarch64' (default: all that the corpus allows)",
-    )
-    parser.add_argument(
-        "--no-bag", action="store_false", dest="with_bag", help="leave out the baseline that takes training"
-    )
-    parser.add_argument(
-        "--export", type=Path, metavar="FOLDER", help="write each lane as corpus, queries and qrels (BEIR)"
-    )
-    parser.set_defaults(handler=_eval_retrieval)
-
-
-def _eval_retrieval(options: argparse.Namespace) -> int:
-    from asmtrain.tasks import retrieval
-
-    retrieval.run(
-        options.models,
-        options.corpus,
-        options.output,
-        split=options.split,
-        views=options.views,
-        lanes=options.lanes,
-        with_bag=options.with_bag,
-        export=options.export,
-    )
-    return 0
-
-
-def _eval_leaks(options: argparse.Namespace) -> int:
-    from asmtrain.tasks import leaks
-
-    return leaks.run(options.corpus, split=options.split, as_json=options.as_json)
-
-
-def _eval_completion(options: argparse.Namespace) -> int:
-    from asmtrain.tasks import completion
-
-    completion.run(options.model, options.corpus, options.output, split=options.split)
-    return 0
-
-
-def _add_embed(commands: Any) -> None:
-    parser = commands.add_parser("embed", help="embed the functions of a corpus or of files into an index")
-    parser.add_argument("inputs", type=Path, nargs="+", help="a corpus folder, or .s and .o files")
-    parser.add_argument("--model", type=Path, required=True, help="an exported embedding/ folder")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the index")
-    parser.add_argument(
-        "--variants",
-        nargs="+",
-        default=["*.o2"],
-        metavar="GLOB",
-        help="variants of a corpus to embed, such as '*.gcc*.o2' (default: '*.o2')",
-    )
-    parser.set_defaults(handler=_embed)
-
-
-def _embed(options: argparse.Namespace) -> int:
-    from asmtrain import index
-
-    index.run_build(options.inputs, options.model, options.output, variants=options.variants)
-    return 0
-
-
-def _add_search(commands: Any) -> None:
-    parser = commands.add_parser("search", help="find a function's nearest neighbours in an index")
-    parser.add_argument("file", type=Path, help=".s or .o file with the function asked for")
-    parser.add_argument("--index", type=Path, required=True, help="folder that asmtrain embed wrote")
-    parser.add_argument("--function", help="its name; needed where the file holds several")
-    parser.add_argument("--top", type=int, default=5, help="neighbours shown")
-    parser.add_argument("--model", type=Path, help="embedding/ folder that made the index, if it was moved")
-    parser.add_argument("--json", action="store_true", dest="as_json", help="print JSON")
-    parser.set_defaults(handler=_search)
-
-
-def _search(options: argparse.Namespace) -> int:
-    from asmtrain import index
-
-    index.run_search(
-        options.file,
-        options.index,
-        function=options.function,
-        top=options.top,
-        model=options.model,
-        as_json=options.as_json,
-    )
-    return 0
 
 
 def _add_report(commands: Any) -> None:
