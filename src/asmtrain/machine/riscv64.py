@@ -1,9 +1,9 @@
 """RISC-V instructions of capstone, as gcc or clang write them.
 
 Compressed instructions are written in full. gcc writes pseudo-instructions (`call`, `lla`, `li`) for pairs
-that clang writes out, so that a file's compiler decides how a pair reads. The linker's relaxation shortens
-such pairs: what jumps directly was a `call` or `tail`, what counts from gp was an address. What the
-bytes cannot tell stays undone: gcc writes `bgt a, b` and `blt b, a` for one and the same instruction.
+that clang writes out, so that a file's compiler decides how a pair reads; `riscv_gcc` guesses where the bytes
+leave gcc a choice. The linker's relaxation shortens such pairs: what jumps directly was a `call` or `tail`,
+what counts from gp was an address.
 """
 
 import re
@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from asmtrain.machine.context import OUTSIDE, SYMBOL, Context, Decoded, Written
+from asmtrain.machine.riscv_gcc import Step, as_gcc
 
 _TWO_OPERANDS = frozenset(
     ("add", "sub", "xor", "or", "and", "addw", "subw", "slli", "srli", "srai", "andi", "addi", "addiw")
@@ -37,20 +38,6 @@ class _Spelled(NamedTuple):
     """How far it jumps; None if it does not."""
 
 
-class _Step(NamedTuple):
-    """An instruction where it stands."""
-
-    at: int
-    mnemonic: str
-    operands: str
-    jump: int | None
-
-    @property
-    def register(self) -> str:
-        """Its first operand."""
-        return self.operands.partition(",")[0]
-
-
 @lru_cache(1 << 16)
 def _spelled(mnemonic: str, operands: str, is_clang: bool) -> _Spelled:
     if mnemonic.startswith("c."):
@@ -61,6 +48,8 @@ def _spelled(mnemonic: str, operands: str, is_clang: bool) -> _Spelled:
         if found and not is_clang:
             mnemonic, head = f"b{found[1]}", f"{head}, zero"
         return _Spelled(mnemonic, f"{head}, " if head else "", int(last, 0))
+    if mnemonic == "addi" and ", zero, " in operands:
+        mnemonic, operands = "li", operands.replace("zero, ", "")
     if not is_clang:
         mnemonic, operands = _as_gcc(mnemonic, operands)
     return _Spelled(mnemonic, operands, None)
@@ -97,20 +86,17 @@ def _as_gcc(mnemonic: str, operands: str) -> tuple[str, str]:
 def written(instructions: Decoded, code: bytes, address: int, context: Context) -> Written:
     """The instructions of one function; `code` are its bytes, `address` where they lie."""
     is_clang = context.is_clang
-    steps = [_Step(at, *_spelled(mnemonic, operands, is_clang)) for at, _, mnemonic, operands in instructions]
-    steps.append(_Step(address + len(code), "", "", None))
+    steps = [
+        Step(at, *_spelled(mnemonic, operands, is_clang), mnemonic.startswith("c."))
+        for at, _, mnemonic, operands in instructions
+    ]
+    if not is_clang:
+        steps = as_gcc(steps)
+    steps.append(Step(address + len(code), "", "", None, False))
     pages: set[str] = set()
-    has_popped = False
     place = 0
     while place < len(steps) - 1:
         step, following = steps[place], steps[place + 1]
-        if not is_clang:
-            # gcc's epilogues return by `jr ra`, other returns read `ret`.
-            has_popped = _pops(step) or (has_popped and step.jump is None)
-            if step.mnemonic == "ret" and has_popped:
-                step = step._replace(mnemonic="jr", operands="ra")
-            elif step.mnemonic == "bne" and place and steps[place - 1].mnemonic.startswith("sc."):
-                step = step._replace(mnemonic="bnez", operands=step.operands.replace(", zero", ""))
         place += 1
         if step.mnemonic == "auipc" and (pair := _pair(step, following, context)):
             yield pair
@@ -124,16 +110,12 @@ def written(instructions: Decoded, code: bytes, address: int, context: Context) 
             yield from ((step.at, text, None) for text in _plain(step, context, pages))
 
 
-def _pops(step: _Step) -> bool:
-    return step.operands.startswith("sp, ") and step.mnemonic in ("addi", "add") and "-" not in step.operands
-
-
 def _kind(at: int, context: Context) -> int:
     relocation = context.relocations.get(at)
     return relocation.kind if relocation else 0
 
 
-def _pair(step: _Step, following: _Step, context: Context) -> tuple[int, str, int | None] | None:
+def _pair(step: Step, following: Step, context: Context) -> tuple[int, str, int | None] | None:
     """What `auipc` and the instruction behind it were written as, if as one."""
     register, kind = step.register, _kind(step.at, context)
     if following.mnemonic in ("jalr", "jr") and _MEMORY.sub(r"\2", following.operands) in (
@@ -164,7 +146,7 @@ def _pair(step: _Step, following: _Step, context: Context) -> tuple[int, str, in
     return step.at, f"{following.mnemonic} {following.register}, {symbol}, {register}", None
 
 
-def _is_in_offsets(step: _Step, low: str, context: Context) -> bool:
+def _is_in_offsets(step: Step, low: str, context: Context) -> bool:
     """Whether a linked pair loads from the global offset table."""
     high = _signed(int(step.operands.rpartition(" ")[2], 0), 20) << 12
     begin, end = context.offsets
@@ -172,7 +154,7 @@ def _is_in_offsets(step: _Step, low: str, context: Context) -> bool:
 
 
 def _far_branch(
-    step: _Step, following: _Step, context: Context, low: int, high: int
+    step: Step, following: Step, context: Context, low: int, high: int
 ) -> tuple[int, str, int | None] | None:
     """A branch out of the function, which the assembler wrote as its inverse around a jump."""
     inverse = _INVERSE.get(step.mnemonic[1:].removesuffix("z")) if step.mnemonic[:1] == "b" else None
@@ -186,14 +168,14 @@ def _far_branch(
     return step.at, f"b{inverse}{zero} {step.operands}", OUTSIDE
 
 
-def _target(step: _Step, context: Context) -> int:
+def _target(step: Step, context: Context) -> int:
     relocation = context.relocations.get(step.at)
     if relocation:
         return OUTSIDE if relocation.target is None else relocation.target
     return step.at + (step.jump or 0)
 
 
-def _jump(step: _Step, context: Context, low: int, high: int) -> tuple[int, str, int | None]:
+def _jump(step: Step, context: Context, low: int, high: int) -> tuple[int, str, int | None]:
     target = _target(step, context)
     if step.mnemonic == "jal" and step.operands in ("", "ra, "):
         return step.at, "call ", OUTSIDE
@@ -202,7 +184,7 @@ def _jump(step: _Step, context: Context, low: int, high: int) -> tuple[int, str,
     return step.at, f"{step.mnemonic} {step.operands}", target
 
 
-def _plain(step: _Step, context: Context, pages: set[str]) -> tuple[str, ...]:
+def _plain(step: Step, context: Context, pages: set[str]) -> tuple[str, ...]:
     """The lines of an instruction that neither jumps nor is half of a pair."""
     kind, register = _kind(step.at, context), step.register
     if step.mnemonic in ("lui", "auipc"):
@@ -229,14 +211,14 @@ def _plain(step: _Step, context: Context, pages: set[str]) -> tuple[str, ...]:
     return text
 
 
-def _is_page(step: _Step, context: Context) -> bool:
+def _is_page(step: Step, context: Context) -> bool:
     if step.mnemonic == "auipc":
         return True
     low, high = context.absolute
     return low <= _signed(int(step.operands.rpartition(" ")[2], 0), 20) << 12 < high
 
 
-def _base(step: _Step) -> str:
+def _base(step: Step) -> str:
     """The register that an address counts from."""
     if step.operands.endswith(")"):
         return step.operands[step.operands.rfind("(") + 1 : -1]
@@ -245,7 +227,7 @@ def _base(step: _Step) -> str:
     return ""
 
 
-def _with_symbol(step: _Step) -> str:
+def _with_symbol(step: Step) -> str:
     if step.operands.endswith(")"):
         register, _, memory = step.operands.partition(", ")
         return f"{step.mnemonic} {register}, {SYMBOL}{memory[memory.find('(') :]}"
@@ -253,7 +235,7 @@ def _with_symbol(step: _Step) -> str:
     return f"addi {register}, {base}, {SYMBOL}"
 
 
-def _from_global_pointer(step: _Step, context: Context) -> tuple[str, ...]:
+def _from_global_pointer(step: Step, context: Context) -> tuple[str, ...]:
     """What the linker shortened to count from gp: the page's instruction is gone."""
     register = step.register if step.register[:1] in ("a", "s", "t") else "a5"
     is_address = not step.operands.endswith(")")
