@@ -65,6 +65,18 @@ class Encoder:
         return self.head.dense.weight.device
 
 
+def default_model() -> Path:
+    """The model that comes with this package, for whoever names none.
+
+    Raises:
+        ModelError: this installation has none.
+    """
+    folder = Path(__file__).parent / "shipped"
+    if not (folder / "modules.json").is_file():
+        raise ModelError("this installation ships no model", remedy="name one with --model FOLDER")
+    return folder
+
+
 def load_encoder(folder: Path) -> Encoder:
     """Open an `embedding/` folder, on the GPU where there is one.
 
