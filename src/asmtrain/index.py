@@ -25,7 +25,6 @@ from typing import NamedTuple
 import numpy as np
 from rich import box
 from rich.table import Table
-from usearch.index import Index as Graph
 
 from asmtrain import terminal
 from asmtrain.encoder import Encoder, Vectors, default_model, embed_texts, load_encoder
@@ -39,6 +38,7 @@ from asmtrain.store import (
     VectorIndex,
     its_encoder,
     load,
+    new_graph,
     packed,
     read_meta,
     unpacked,
@@ -369,8 +369,7 @@ def _write_vectors(data: Path, old: VectorIndex | None, encoder: Encoder) -> Vec
 
 def _write_graph(path: Path, old: VectorIndex | None, vectors_MD: Vectors) -> None:
     """The old graph with the new vectors in it."""
-    # Half the size of float32 and quicker; its distances choose candidates, `search` computes them anew.
-    graph = Graph(ndim=vectors_MD.shape[1], metric="cos", dtype="f16")
+    graph = new_graph(vectors_MD.shape[1])
     if old is not None:
         graph.load(old.folder / old.meta.data / GRAPH)
     new = np.arange(len(graph), len(vectors_MD), dtype=np.uint64)

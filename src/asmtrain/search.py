@@ -79,7 +79,7 @@ def search(
     elif exact:
         found = nearest(index.vectors_MD, queries_QD, top)
     else:
-        found = _through_graph(index, queries_QD, top)
+        found = through_graph(index.graph, index.vectors_MD, queries_QD, top)
     bodies = sorted({row for hits in found for row, _ in hits})
     functions = index.functions_of(bodies, isa=isa, project=project)
     return [
@@ -111,13 +111,13 @@ def _largest(values: npt.NDArray[np.float32], top: int) -> npt.NDArray[np.int64]
     return np.flatnonzero(values >= np.partition(values, -top)[-top])
 
 
-def _through_graph(index: VectorIndex, queries_QD: Vectors, top: int) -> list[Hits]:
-    wanted = min(_CANDIDATES_PER_RESULT * top, len(index.graph))
-    matches = index.graph.search(queries_QD, wanted)
+def through_graph(graph: Any, vectors_MD: Vectors, queries_QD: Vectors, top: int) -> list[Hits]:
+    """As `nearest`, among the candidates that the graph gives for each query."""
+    matches = graph.search(queries_QD, min(_CANDIDATES_PER_RESULT * top, len(graph)))
     found = []
     for query_D, one in zip(queries_QD, [matches] if len(queries_QD) == 1 else matches, strict=True):
         rows = one.keys.astype(np.int64)
-        cosines = index.vectors_MD[rows] @ query_D
+        cosines = vectors_MD[rows] @ query_D
         order = np.lexsort((rows, -cosines))[:top]
         found.append([(int(rows[at]), float(cosines[at])) for at in order])
     return found

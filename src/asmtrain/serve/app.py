@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -34,8 +35,10 @@ def create_app(service: Service, *, hosts: Sequence[str], max_upload_bytes: int)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(UserFacingError, _mistaken)
     app.add_exception_handler(ValidationError, _invalid)
+    app.add_exception_handler(RequestValidationError, _invalid)
     app.add_middleware(Guards, max_bytes=max_upload_bytes)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
+    names = [f"[{name}]" if ":" in name else name for name in hosts]
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False)
     return app
 
 
@@ -51,7 +54,7 @@ def _mistaken(request: Request, error: Exception) -> Response:
 
 
 def _invalid(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ValidationError)
+    assert isinstance(error, (ValidationError, RequestValidationError))
     first = error.errors()[0]
     return _told(request, 422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}", "")
 
