@@ -10,8 +10,9 @@ Invariant: whatever a file holds, it gives functions or `BinaryError`, in time a
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 from asmtrain.errors import BinaryError
 from asmtrain.machine import archive, bounds
@@ -20,9 +21,25 @@ from asmtrain.machine.disassembly import function_text
 from asmtrain.machine.elf import FIXED, MACHINES, Damaged, Elf, Section, read_elf
 from corpus_builder import asm
 
+ItemT = TypeVar("ItemT")
+
 MAX_BYTES = 1 << 30
 """Of a file; all of it is read into memory."""
 MAX_TEXT_BYTES = 64 << 20
+
+
+class Share(NamedTuple):
+    """A part of a file's functions, in their order: processes that read one each have read the file."""
+
+    number: int = 0
+    of: int = 1
+
+    def among(self, items: list[ItemT]) -> list[ItemT]:
+        """Its part of a list."""
+        return items[len(items) * self.number // self.of : len(items) * (self.number + 1) // self.of]
+
+
+_WHOLE = Share()
 
 
 @dataclass(frozen=True)
@@ -42,35 +59,38 @@ class BinaryFunction:
     """The archive's member that holds it."""
 
 
-def functions_in(path: Path, *, isa: str = "") -> list[BinaryFunction]:
+def functions_in(path: Path, *, isa: str = "", share: Share = _WHOLE) -> list[BinaryFunction]:
     """The functions of a `.s`, `.o`, `.a`, shared library or executable, in the file's order.
 
     Args:
         path: the file; ELF and archives are recognised by their first bytes, anything else is read as
             assembler text.
         isa: of assembler text; guessed from the registers without it.
+        share: which part of an ELF file or archive to read; it may be empty.
 
     Raises:
         BinaryError: the file cannot be read, holds no function, or is of another architecture.
     """
-    return functions_of(_content(path), path, isa=isa)
+    return functions_of(_content(path), path, isa=isa, share=share)
 
 
-def functions_of(content: bytes, path: Path, *, isa: str = "") -> list[BinaryFunction]:
+def functions_of(content: bytes, path: Path, *, isa: str = "", share: Share = _WHOLE) -> list[BinaryFunction]:
     """The same for a file's bytes; `path` is what errors call it."""
     try:
         if content.startswith(archive.MAGIC):
-            functions = [*_archive_functions(content, path, isa)]
+            functions = [*_archive_functions(content, path, share)]
         elif content.startswith(archive.THIN_MAGIC):
             raise BinaryError(
                 f"{path} is a thin archive: it names its object files and does not hold them",
                 remedy="give the object files, or make it again with ar without T",
             )
+        elif content.startswith(b"\x7fELF"):
+            functions = _elf_functions(content, path, share)
         else:
-            functions = _member_functions(content, path, isa)
+            functions = share.among(_text_functions(path, content, isa))
     except Damaged as error:
         raise BinaryError(f"{path} is damaged: {error}", remedy="build it again") from None
-    if not functions:
+    if not functions and share == _WHOLE:
         raise BinaryError(
             f"{path} holds no function",
             remedy="give assembler text with .type lines (gcc -S), or an ELF file with code",
@@ -94,19 +114,13 @@ def _content(path: Path) -> bytes:
         raise BinaryError(f"cannot read {path}: {reason}", remedy="check the path") from None
 
 
-def _archive_functions(content: bytes, path: Path, isa: str) -> Iterator[BinaryFunction]:
-    for name, body in archive.members(content):
-        if body.startswith(b"\x7fELF"):  # other members are no machine code: resources, bitcode
-            for function in _elf_functions(body, Path(f"{path}({name})")):
-                yield BinaryFunction(
-                    function.name, function.isa, function.view, function.address, function.size, name
-                )
-
-
-def _member_functions(content: bytes, path: Path, isa: str) -> list[BinaryFunction]:
-    if content.startswith(b"\x7fELF"):
-        return _elf_functions(content, path)
-    return _text_functions(path, content, isa)
+def _archive_functions(content: bytes, path: Path, share: Share) -> Iterator[BinaryFunction]:
+    members = [  # others are no machine code: resources, bitcode
+        (name, body) for name, body in archive.members(content) if body.startswith(b"\x7fELF")
+    ]
+    for name, body in share.among(members):
+        for function in _elf_functions(body, Path(f"{path}({name})"), _WHOLE):
+            yield replace(function, member=name)
 
 
 # Assembler text.
@@ -119,6 +133,8 @@ _REGISTERS = {
 
 
 def _text_functions(path: Path, content: bytes, isa: str) -> list[BinaryFunction]:
+    if not content:
+        raise BinaryError(f"{path} is empty", remedy="give a .s, .o, .a, .so or executable")
     if b"\0" in content:
         raise BinaryError(
             f"{path} is neither an ELF file nor assembler text", remedy="give a .s, .o, .a, .so or executable"
@@ -150,10 +166,10 @@ def _guess_isa(path: Path, text: str) -> str:
 # ELF.
 
 
-def _elf_functions(content: bytes, path: Path) -> list[BinaryFunction]:
+def _elf_functions(content: bytes, path: Path, share: Share) -> list[BinaryFunction]:
     try:
         elf = read_elf(content)
-        return list(_read(elf))
+        return list(_read(elf, share))
     except ValueError as error:
         raise BinaryError(
             f"{path} is for {error}",
@@ -163,11 +179,11 @@ def _elf_functions(content: bytes, path: Path) -> list[BinaryFunction]:
         raise BinaryError(f"{path} is a damaged ELF file: {error}", remedy="build it again") from None
 
 
-def _read(elf: Elf) -> Iterator[BinaryFunction]:
+def _read(elf: Elf, share: Share) -> Iterator[BinaryFunction]:
     section: Section | None = None
     code, context = b"", Context()
     facts = _facts(elf)
-    for function in bounds.functions(elf):
+    for function in share.among(bounds.functions(elf)):
         if function.section is not section:
             section = function.section
             code = elf.data(section)

@@ -9,25 +9,18 @@ from corpus_builder.asm import ISAS
 
 def add_embed(commands: Any) -> None:
     """Add `embed`."""
-    parser = commands.add_parser("embed", help="embed the functions of a corpus or of files into an index")
-    parser.add_argument("inputs", type=Path, nargs="+", help="a corpus folder, or .s and .o files")
-    parser.add_argument("--model", type=Path, required=True, help="an exported embedding/ folder")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the index")
-    parser.add_argument(
-        "--variants",
-        nargs="+",
-        default=["*.o2"],
-        metavar="GLOB",
-        help="variants of a corpus to embed, such as '*.gcc*.o2' (default: '*.o2')",
-    )
+    parser = commands.add_parser("embed", help="vectors of the functions of binaries, objects and assembler")
+    parser.add_argument("files", type=Path, nargs="+", help=".s, .o, .a, .so files and executables")
+    parser.add_argument("--model", type=Path, help="an exported embedding/ folder (default: the shipped one)")
+    parser.add_argument("--output", type=Path, required=True, help="folder for vectors.npy, functions.jsonl")
+    parser.add_argument("--json", action="store_true", dest="as_json", help="print the summary as JSON")
     parser.set_defaults(handler=_embed)
 
 
 def _embed(options: argparse.Namespace) -> int:
-    from asmtrain import index
+    from asmtrain import embed
 
-    index.run_build(options.inputs, options.model, options.output, variants=options.variants)
-    return 0
+    return embed.run_embed(options.files, options.output, model=options.model, as_json=options.as_json)
 
 
 def add_index(commands: Any) -> None:

@@ -65,18 +65,6 @@ class Encoder:
         return self.head.dense.weight.device
 
 
-def default_model() -> Path:
-    """The model that comes with this package, for whoever names none.
-
-    Raises:
-        ModelError: this installation has none.
-    """
-    folder = Path(__file__).parent / "shipped"
-    if not (folder / "modules.json").is_file():
-        raise ModelError("this installation ships no model", remedy="name one with --model FOLDER")
-    return folder
-
-
 def load_encoder(folder: Path) -> Encoder:
     """Open an `embedding/` folder, on the GPU where there is one.
 
@@ -93,6 +81,21 @@ def load_encoder(folder: Path) -> Encoder:
     head = EmbeddingHead(weight.shape[1], weight.shape[0], pooling=settings["pooling"]).to(weight.dtype)
     head.load_state_dict({"dense.weight": weight})
     return _assembled(folder, backbone, head, settings["max_tokens"], sha256=_identity(folder))
+
+
+def default_model() -> Path:
+    """The folder of the model that comes with the package.
+
+    Raises:
+        ModelError: this installation has none.
+    """
+    folder = Path(__file__).with_name("shipped")
+    if not (folder / "modules.json").is_file():
+        raise ModelError(
+            f"no model comes with this installation ({folder} is missing)",
+            remedy="name one with --model: the embedding/ folder that asmtrain export wrote",
+        )
+    return folder
 
 
 def untrained_twin(folder: Path, *, seed: int) -> Encoder:

@@ -27,6 +27,7 @@ from rich import box
 from rich.table import Table
 
 from asmtrain import terminal
+from asmtrain.embed import Failure, read_files
 from asmtrain.encoder import Encoder, Vectors, default_model, embed_texts, load_encoder
 from asmtrain.errors import BinaryError, VectorIndexError
 from asmtrain.store import (
@@ -43,7 +44,6 @@ from asmtrain.store import (
     read_meta,
     unpacked,
 )
-from asmtrain.untrusted import Job, read_all
 from corpus_builder.asm import view
 from corpus_builder.errors import EmptyCorpus, OutputError
 from corpus_builder.record import Variant
@@ -78,7 +78,7 @@ class Tally:
     """New ones."""
     known: int = 0
     """That the index held before."""
-    failed: list[BinaryError] = field(default_factory=list)
+    failed: list[Failure] = field(default_factory=list)
 
 
 def run_build(
@@ -209,7 +209,7 @@ def _nothing(tally: Tally, inputs: Sequence[Path], variants: Sequence[str]) -> B
     if tally.failed:
         last = tally.failed.pop()
         _complain(tally)
-        return last
+        return last.error
     return EmptyCorpus(
         f"no function matches {', '.join(variants)} in {', '.join(map(str, inputs))}",
         remedy="see the corpus's variants with corpus-builder stats",
@@ -230,8 +230,8 @@ def _next_data(folder: Path) -> Path:
 
 
 def _complain(tally: Tally) -> int:
-    for error in tally.failed:
-        print(f"error: {error}", file=sys.stderr)
+    for failure in tally.failed:
+        print(f"error: {failure.line()}", file=sys.stderr)
     return 2 if tally.failed else 0
 
 
@@ -319,15 +319,15 @@ def _functions_of(inputs: Sequence[Path], variants: Sequence[str], tally: Tally)
     for path in inputs:
         if path.is_dir():
             yield from _functions_of_corpus(path, variants)
-    for job, result in read_all([Job(path) for path in inputs if not path.is_dir()]):
-        if isinstance(result, BinaryError):
+    for result in read_files([path for path in inputs if not path.is_dir()]):
+        if isinstance(result, Failure):
             tally.failed.append(result)
             continue
-        with open(job.path, "rb") as stream:
-            key = hashlib.file_digest(stream, "sha256").hexdigest()
-        for function in result:
-            origin = ("", str(job.path), function.member, function.name, function.isa, function.isa)
-            yield Given(Entry(*origin, function.address, function.size, key), function.view, "")
+        file = str(result.path)
+        for function in result.functions:
+            origin = ("", file, function.member, function.name, function.isa, function.isa)
+            place = (function.address, function.size, result.sha256)
+            yield Given(Entry(*origin, *place), function.view, "")
 
 
 def _functions_of_corpus(path: Path, variants: Sequence[str]) -> Iterator[Given]:

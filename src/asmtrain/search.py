@@ -24,10 +24,10 @@ from rich.table import Table
 
 from asmtrain import terminal
 from asmtrain.binary import BinaryFunction
+from asmtrain.embed import Failure, read_files
 from asmtrain.encoder import Vectors, embed_texts
 from asmtrain.errors import BinaryError
 from asmtrain.store import Entry, VectorIndex, its_encoder, load
-from asmtrain.untrusted import Job, read_all
 
 _CANDIDATES_PER_RESULT = 4
 """Half precision may swap neighbours that are nearly as near: more than asked for are computed anew."""
@@ -165,8 +165,8 @@ def run_search(
     else:
         for item, hits in zip(asked, found, strict=True):
             terminal.console().print(_table(item, hits))
-    for error in failed:
-        print(f"error: {error}", file=sys.stderr)
+    for failure in failed:
+        print(f"error: {failure.line()}", file=sys.stderr)
     return 2 if failed else 0
 
 
@@ -181,16 +181,16 @@ def answer(asked: Asked, neighbours: Sequence[Neighbour]) -> dict[str, Any]:
     return query | {"neighbours": rows}
 
 
-def _asked(files: Sequence[Path], name: str | None) -> tuple[list[Asked], list[BinaryError]]:
+def _asked(files: Sequence[Path], name: str | None) -> tuple[list[Asked], list[Failure]]:
     """The functions asked for, and what is wrong with files that cannot be read."""
     asked, failed = [], []
-    for job, result in read_all([Job(path) for path in files]):
-        if isinstance(result, BinaryError):
+    for result in read_files(files):
+        if isinstance(result, Failure):
             failed.append(result)
         else:
-            asked += [Asked(str(job.path), function) for function in result]
+            asked += [Asked(str(result.path), function) for function in result.functions]
     if not asked:
-        raise failed[-1]
+        raise failed[-1].error
     return (chosen(asked, name) if name else asked), failed
 
 

@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from asmtrain.binary import BinaryFunction, functions_in
+from asmtrain.binary import BinaryFunction, Share, functions_in
 from asmtrain.errors import BinaryError
 from corpus_builder.process import Completed, Jail, Limits, run
 
@@ -38,6 +38,9 @@ class Job(NamedTuple):
     path: Path
     isa: str = ""
     """Of assembler text; guessed without it."""
+    share: int = 0
+    num_shares: int = 1
+    """Which part of the file's functions is asked for: one of so many, in their order."""
 
 
 def read_untrusted(
@@ -114,7 +117,7 @@ def _child(jobs: Sequence[Job], seconds: float) -> Completed:
     seen = list(places) if jailed else [str(path) for path in places.values()]
     request = {
         "seconds": seconds,
-        "jobs": [(at, str(job.path), job.isa) for at, job in zip(seen, jobs, strict=True)],
+        "jobs": [(at, str(path), *rest) for at, (path, *rest) in zip(seen, jobs, strict=True)],
     }
     with tempfile.TemporaryDirectory() as folder:
         return run(
@@ -165,16 +168,16 @@ def _blamed(path: Path, completed: Completed, seconds: float) -> BinaryError:
     return BinaryError(f"{path} {reason}", remedy=_REMEDY)
 
 
-def _answers(jobs: Iterable[tuple[str, str, str]], seconds: float) -> Iterator[str]:
+def _answers(jobs: Iterable[tuple[str, str, str, int, int]], seconds: float) -> Iterator[str]:
     """In the child: a line for each job, the next job's time limit set before it is read."""
     import resource
 
-    for place, name, isa in jobs:
+    for place, name, isa, *share in jobs:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         limit = int(usage.ru_utime + usage.ru_stime + seconds) + 1
         resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
         try:
-            functions = functions_in(Path(place), isa=isa)
+            functions = functions_in(Path(place), isa=isa, share=Share(*share))
         except BinaryError as error:
             yield json.dumps({"error": error.message.replace(place, name), "remedy": error.remedy})
         else:
