@@ -72,10 +72,7 @@ def search(
     """
     if isa or project:
         rows = np.array(index.bodies(isa=isa, project=project), dtype=np.int64)
-        found = [
-            [(int(rows[at]), cosine) for at, cosine in hits]
-            for hits in nearest(index.vectors_MD[rows], queries_QD, top)
-        ]
+        found = nearest(index.vectors_MD, queries_QD, top, rows=rows)
     elif exact:
         found = nearest(index.vectors_MD, queries_QD, top)
     else:
@@ -89,17 +86,32 @@ def search(
 
 
 def nearest(
-    vectors_MD: Vectors, queries_QD: Vectors, top: int, *, rows_per_block: int = 1 << 16
+    vectors_MD: Vectors,
+    queries_QD: Vectors,
+    top: int,
+    *,
+    rows: npt.NDArray[np.int64] | None = None,
+    rows_per_block: int = 1 << 16,
 ) -> list[Hits]:
-    """Rows and cosines of the `top` vectors nearest to each query, best first; ties by row."""
+    """Rows and cosines of the `top` vectors nearest to each query, best first; ties by row.
+
+    Args:
+        vectors_MD: all vectors.
+        queries_QD: what is asked for.
+        top: how many of each.
+        rows: the only ones that are compared, ascending; all without it.
+        rows_per_block: memory is this many numbers for each of 256 queries.
+    """
+    num_rows = len(vectors_MD) if rows is None else len(rows)
     found: list[Hits] = []
     for first in range(0, len(queries_QD), _QUERIES_PER_BLOCK):
         some_QD = queries_QD[first : first + _QUERIES_PER_BLOCK]
         hits: list[Hits] = [[] for _ in some_QD]
-        for start in range(0, len(vectors_MD), rows_per_block):
-            cosines_QM = some_QD @ vectors_MD[start : start + rows_per_block].T
-            for best, cosines_M in zip(hits, cosines_QM, strict=True):
-                best += [(start + int(at), float(cosines_M[at])) for at in _largest(cosines_M, top)]
+        for start in range(0, num_rows, rows_per_block):
+            block = np.arange(start, min(start + rows_per_block, num_rows))
+            block = block if rows is None else rows[block]
+            for best, cosines_M in zip(hits, some_QD @ vectors_MD[block].T, strict=True):
+                best += [(int(block[at]), float(cosines_M[at])) for at in _largest(cosines_M, top)]
         found += [sorted(best, key=lambda hit: (-hit[1], hit[0]))[:top] for best in hits]
     return found
 

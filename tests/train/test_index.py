@@ -89,6 +89,12 @@ def test_nearest_is_the_top_of_a_full_sort(num: int, top: int, num_queries: int,
         expected = sorted(range(num), key=lambda at: (-float(vectors[at] @ query), at))[:top]
         assert [row for row, _ in hits] == expected
         assert [cosine for _, cosine in hits] == [float(vectors[at] @ query) for at in expected]
+    some = np.flatnonzero(rng.integers(0, 2, num))
+    for query, hits in zip(
+        asked, search.nearest(vectors, asked, top, rows=some, rows_per_block=7), strict=True
+    ):
+        expected = sorted(some.tolist(), key=lambda at: (-float(vectors[at] @ query), at))[:top]
+        assert [row for row, _ in hits] == expected
 
 
 def test_a_function_finds_itself_first(

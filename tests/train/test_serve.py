@@ -146,6 +146,7 @@ def test_requests_at_once_get_the_answers_of_requests_in_turn(client: TestClient
         ({"json": {"text": ""}}, 422, "there is no function in nothing"),
         ({"json": {}}, 422, "there is no function in nothing"),
         ({"json": []}, 400, "not a JSON object"),
+        ({"content": b"[" * 10**6, "headers": {"content-type": "application/json"}}, 400, "not JSON"),
         ({"content": b"{", "headers": {"content-type": "application/json"}}, 400, "not JSON"),
         ({"json": {"text": "hello, is this assembly?"}}, 422, "pasted.s is not assembler text"),
         ({"json": {"text": "ret\n", "isa": "mips"}}, 422, "isa: "),

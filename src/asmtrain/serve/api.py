@@ -7,6 +7,7 @@
 What is wrong with a request is answered as {"error": .., "remedy": ..}.
 """
 
+import asyncio
 import json
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -79,7 +80,8 @@ async def search(request: Request, service: Served) -> dict[str, Any]:
             f"{name} holds {len(asked):,} functions, more than the {MAX_SEARCHED:,} of one request",
             remedy="name one with `function`, or use asmtrain index search",
         )
-    found = await service.search([item.function.view for item in asked], wanted)
+    views = [item.function.view for item in asked]
+    found = await asyncio.to_thread(service.search, views, wanted)
     return {"queries": [answer(item, hits) for item, hits in zip(asked, found, strict=True)]}
 
 
@@ -126,7 +128,7 @@ async def received(request: Request) -> tuple[dict[str, Any], str, bytes]:
 def _json_object(body: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise HTTPException(400, "the body is not JSON") from None
     if not isinstance(fields, dict):
         raise HTTPException(400, "the body is not a JSON object")

@@ -52,17 +52,15 @@ class Guards:
     def _limited(self, receive: Receive, headers: Headers) -> Receive:
         """`receive` that ends with 413 when more than the limit is announced or has come."""
         announced = headers.get("content-length", "")
-        num_bytes = int(announced) if announced.isdigit() else 0
+        expected = int(announced) if announced.isdigit() else 0
+        num_bytes = 0
 
         async def limited() -> Message:
             nonlocal num_bytes
-            if num_bytes > self.max_bytes:
-                raise self._too_large()
             message = await receive()
-            if not announced:
-                num_bytes += len(message.get("body", b""))
-                if num_bytes > self.max_bytes:
-                    raise self._too_large()
+            num_bytes += len(message.get("body", b""))
+            if max(num_bytes, expected) > self.max_bytes:
+                raise self._too_large()
             return message
 
         return limited

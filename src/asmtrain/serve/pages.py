@@ -26,7 +26,9 @@ from corpus_builder import asm
 router = APIRouter(include_in_schema=False)
 
 _COLOURED_CHARACTERS = 200_000
-"""Longer texts are shown plain: colouring and comparing them would take seconds."""
+"""Longer texts are shown plain: colouring them would take seconds."""
+_COMPARED_LINES = 1_000_000
+"""Product of two texts' numbers of lines up to which they are compared, for the same reason."""
 
 
 class Given(BaseModel):
@@ -89,7 +91,7 @@ def functions(request: Request, key: str, service: Served) -> Response:
 
 
 @router.get("/uploads/{key}/{place}")
-async def neighbours(
+def neighbours(
     request: Request, key: str, place: int, shown: Annotated[Shown, Query()], service: Served
 ) -> Response:
     """The nearest functions to one function of an upload, and one of them beside it."""
@@ -97,7 +99,7 @@ async def neighbours(
     if not 0 <= place < len(upload.functions):
         raise HTTPException(404, f"{upload.name} has no function number {place}")
     asked = upload.functions[place]
-    (found,) = await service.search([asked.view], shown)
+    (found,) = service.search([asked.view], shown)
     chosen = next((near for near in found if near.number == shown.near), found[0] if found else None)
     texts = service.index.function(chosen.number) if chosen else None
     values = {
@@ -158,7 +160,7 @@ def compared(one: str, other: str) -> tuple[list[Line], list[Line]]:
     """Two assembly texts as HTML, marked where they agree."""
     first, second = (text.rstrip("\n").split("\n") for text in (one, other))
     common: tuple[set[int], set[int]] = (set(), set())
-    if len(one) + len(other) <= _COLOURED_CHARACTERS:
+    if len(first) * len(second) <= _COMPARED_LINES:
         for block in difflib.SequenceMatcher(None, first, second, autojunk=False).get_matching_blocks():
             common[0].update(range(block.a, block.a + block.size))
             common[1].update(range(block.b, block.b + block.size))

@@ -77,15 +77,12 @@ class Service:
         async with self._children:
             return Upload(name, await asyncio.to_thread(_read, name, content, isa))
 
-    async def search(self, views: Sequence[str], options: Options) -> list[list[Neighbour]]:
-        """The neighbours of each text.
+    def search(self, views: Sequence[str], options: Options) -> list[list[Neighbour]]:
+        """The neighbours of each text; not to be called by the server's own thread.
 
         Raises:
             VectorIndexError: the index is damaged.
         """
-        return await asyncio.to_thread(self._search, views, options)
-
-    def _search(self, views: Sequence[str], options: Options) -> list[list[Neighbour]]:
         with self._embedding:
             queries_QD = embed_texts(self.encoder, views)
             return search(
