@@ -57,9 +57,11 @@ class Guards:
 
         async def limited() -> Message:
             nonlocal num_bytes
+            if expected > self.max_bytes:
+                raise self._too_large()  # before waiting for any of it
             message = await receive()
             num_bytes += len(message.get("body", b""))
-            if max(num_bytes, expected) > self.max_bytes:
+            if num_bytes > self.max_bytes:
                 raise self._too_large()
             return message
 
