@@ -1,7 +1,7 @@
 """Make a vector index and let it grow: corpora and files in, the folder that `store` describes out.
 
-Each distinct body is embedded once, also over several runs. Functions are written to the database as they are
-read and embedded from there, a chunk at a time, so memory does not grow with the index, but for the graph.
+Each distinct body is embedded once, also over several runs. Functions go into the database (`gather`) and are
+embedded from there, a chunk at a time, so memory does not grow with the index, but for the graph.
 Invariant: killed at any moment, the folder holds the index it held before, or the new one. A new data folder
 is filled beside the old one, synced, named in `index.json`; leftovers go with the next run.
 Cost: embedding; adding copies the old data (1.5 GB at a million bodies) and puts new vectors into the graph.
@@ -10,75 +10,38 @@ Cost: embedding; adding copies the old data (1.5 GB at a million bodies) and put
 import contextlib
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import shutil
 import sqlite3
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from rich import box
 from rich.table import Table
 
 from asmtrain import terminal
-from asmtrain.embed import Failure, read_files
 from asmtrain.encoder import Encoder, Vectors, default_model, embed_texts, load_encoder
 from asmtrain.errors import BinaryError, VectorIndexError
+from asmtrain.gather import Tally, gather
 from asmtrain.store import (
     FUNCTIONS,
     GRAPH,
     VECTORS,
-    Entry,
     IndexMeta,
     VectorIndex,
     its_encoder,
     load,
     new_graph,
-    packed,
     read_meta,
     unpacked,
 )
-from corpus_builder.asm import view
 from corpus_builder.errors import EmptyCorpus, OutputError
-from corpus_builder.record import Variant
-from corpus_builder.shards import atomic_output, load_index, read_shard
+from corpus_builder.shards import atomic_output
 
 _TEXTS_PER_CHUNK = 1 << 15
-_SCHEMA = """
-CREATE TABLE body (id INTEGER PRIMARY KEY, sha256 BLOB NOT NULL UNIQUE, text BLOB NOT NULL);
-CREATE TABLE source (id INTEGER PRIMARY KEY, sha256 BLOB NOT NULL UNIQUE, text BLOB NOT NULL);
-CREATE TABLE function (
-    id INTEGER PRIMARY KEY, sha256 BLOB NOT NULL UNIQUE, body INTEGER NOT NULL, source INTEGER,
-    isa TEXT NOT NULL, project TEXT NOT NULL, entry TEXT NOT NULL
-);
-CREATE INDEX function_of_body ON function (body);
-CREATE INDEX function_of_project ON function (project, isa, body);
-"""
-
-
-class Given(NamedTuple):
-    """A function to be stored."""
-
-    entry: Entry
-    view: str
-    source: str
-
-
-@dataclass
-class Tally:
-    """What became of the inputs."""
-
-    functions: int = 0
-    """New ones."""
-    known: int = 0
-    """That the index held before."""
-    failed: list[Failure] = field(default_factory=list)
 
 
 def run_build(
@@ -184,7 +147,7 @@ def _grow(
     data = _next_data(folder)
     data.mkdir()
     try:
-        tally = _store(data / FUNCTIONS, old, inputs, variants)
+        tally = gather(data / FUNCTIONS, old, inputs, variants)
         if not tally.functions + tally.known:
             raise _nothing(tally, inputs, variants)
         vectors_MD = _write_vectors(data, old, encoder)
@@ -262,87 +225,6 @@ def _published(
     with atomic_output(folder / "index.json") as stream:
         stream.write((meta.model_dump_json(indent=1) + "\n").encode())
     return meta
-
-
-# Functions into the database.
-
-
-def _store(path: Path, old: VectorIndex | None, inputs: Sequence[Path], variants: Sequence[str]) -> Tally:
-    """Write the functions of all inputs."""
-    if old is not None:
-        shutil.copyfile(old.folder / old.meta.data / FUNCTIONS, path)
-    tally = Tally()
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
-        # Until index.json names this file it is nothing, and then it is synced.
-        database.execute("PRAGMA journal_mode = OFF")
-        database.execute("PRAGMA synchronous = OFF")
-        if old is None:
-            database.executescript(_SCHEMA)
-        database.execute("BEGIN")
-        for given in _functions_of(inputs, variants, tally):
-            _insert(database, given, tally)
-        database.execute("COMMIT")
-    return tally
-
-
-def _insert(database: sqlite3.Connection, given: Given, tally: Tally) -> None:
-    entry = json.dumps(asdict(given.entry))
-    body = _text_id(database, "body", given.view)
-    source = _text_id(database, "source", given.source) if given.source else None
-    new = database.execute(
-        "INSERT OR IGNORE INTO function (sha256, body, source, isa, project, entry) VALUES (?,?,?,?,?,?)",
-        (_sha256(f"{body} {entry}"), body, source, given.entry.isa, given.entry.project, entry),
-    ).rowcount
-    tally.functions += new
-    tally.known += 1 - new
-
-
-def _text_id(database: sqlite3.Connection, table: str, text: str) -> int:
-    """Number of a text in its table, from 0 on without a gap; it is put there if it is new."""
-    sha256 = _sha256(text)
-    found = database.execute(f"SELECT id FROM {table} WHERE sha256 = ?", (sha256,)).fetchone()
-    if found is None:
-        found = database.execute(
-            f"INSERT INTO {table} SELECT ifnull(max(id) + 1, 0), ?, ? FROM {table} RETURNING id",
-            (sha256, packed(text)),
-        ).fetchone()
-    number: int = found[0]
-    return number
-
-
-def _sha256(text: str) -> bytes:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-
-
-def _functions_of(inputs: Sequence[Path], variants: Sequence[str], tally: Tally) -> Iterator[Given]:
-    """The functions of all corpora, then of all files; files that cannot be read are noted."""
-    for path in inputs:
-        if path.is_dir():
-            yield from _functions_of_corpus(path, variants)
-    for result in read_files([path for path in inputs if not path.is_dir()]):
-        if isinstance(result, Failure):
-            tally.failed.append(result)
-            continue
-        file = str(result.path)
-        for function in result.functions:
-            origin = ("", file, function.member, function.name, function.isa, function.isa)
-            place = (function.address, function.size, result.sha256)
-            yield Given(Entry(*origin, *place), function.view, "")
-
-
-def _functions_of_corpus(path: Path, variants: Sequence[str]) -> Iterator[Given]:
-    for shard in load_index(path).shards:
-        for record in read_shard(path / shard.name):
-            for name, text in record.assembly.items():
-                if any(fnmatchcase(name, pattern) for pattern in variants):
-                    meta, isa = record.meta, Variant.parse(name).isa
-                    entry = Entry(
-                        meta.project, meta.file, "", meta.name, isa, name, None, None, key=record.key
-                    )
-                    yield Given(entry, view(text, isa), record.source)
-
-
-# Vectors.
 
 
 def _write_vectors(data: Path, old: VectorIndex | None, encoder: Encoder) -> Vectors:
