@@ -31,8 +31,7 @@ from asmtrain.errors import ModelError, VectorIndexError
 VECTORS, GRAPH, FUNCTIONS = "vectors.npy", "graph.usearch", "functions.sqlite"
 SCHEMA_VERSION = 2
 SEARCH_WIDTH = 128
-"""Candidates that the graph keeps while it searches: twice the library's own choice, for .9998 of the ten
-nearest where that finds .999 (`benchmarks/search.py`)."""
+"""Candidates that the graph keeps while it searches: twice the library's own choice (`benchmarks/search.py`)."""
 
 _REMEDY = "build it again with asmtrain index build"
 

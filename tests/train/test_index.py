@@ -78,7 +78,7 @@ def answers(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
     return only["neighbours"]
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 50), st.integers(1, 300), st.integers(0, 99))
 def test_nearest_is_the_top_of_a_full_sort(num: int, top: int, num_queries: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
