@@ -31,7 +31,7 @@ from asmtrain.errors import ModelError, VectorIndexError
 VECTORS, GRAPH, FUNCTIONS = "vectors.npy", "graph.usearch", "functions.sqlite"
 SCHEMA_VERSION = 2
 SEARCH_WIDTH = 128
-"""Candidates that the graph keeps while it searches: twice the library's own choice (`benchmarks/search.py`)."""
+"""Candidates that the graph keeps while it searches: twice the library's own choice."""
 
 _REMEDY = "build it again with asmtrain index build"
 
