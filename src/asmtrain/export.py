@@ -33,7 +33,7 @@ from transformers import AutoModelForCausalLM
 from asmtrain import checkpoint, terminal
 from asmtrain.checkpoint import load_stage_result, new_draft, publish, read_result
 from asmtrain.config import Dtype
-from asmtrain.encoder import embed_texts, load_encoder, write_layout
+from asmtrain.encoder import dense_folder, embed_texts, load_encoder, write_layout
 from asmtrain.errors import CheckpointError, ExportError
 from asmtrain.merge import check_adapter, write_merged
 from asmtrain.model import ADAPTER_FILE, DTYPES, HEAD_FILE, EmbeddingModel
@@ -188,7 +188,7 @@ def export_embedding(sources: Sources, folder: Path, options: Options) -> Figure
         )
         _portable(tokenizer, max_tokens).save_pretrained(draft)
         dtype = DTYPES[options.dtype or result.dtype]
-        width = _write_dense(sources.embedding, draft, dtype)
+        width = _write_dense(sources.embedding, draft / dense_folder(result.embedding), dtype)
         write_layout(draft, hidden_size=width, settings=result.embedding)
         if options.probe:
             model, head = load_stage_result(sources.embedding)
@@ -202,13 +202,13 @@ def export_embedding(sources: Sources, folder: Path, options: Options) -> Figure
     return figures
 
 
-def _write_dense(stage: Path, draft: Path, dtype: torch.dtype) -> int:
-    """Write the embedding head's matrix where sentence-transformers looks for it; returns its width."""
+def _write_dense(stage: Path, folder: Path, dtype: torch.dtype) -> int:
+    """Write the embedding head's matrix as sentence-transformers reads it; returns its width."""
     head = TensorFiles([stage / HEAD_FILE])
     weight = head.whole("dense.weight")
     refuse_unsound("dense.weight", weight, head.shapes["dense.weight"])
-    (draft / "2_Dense").mkdir()
-    save_file({"linear.weight": weight.to(dtype)}, draft / "2_Dense" / "model.safetensors")
+    folder.mkdir()
+    save_file({"linear.weight": weight.to(dtype)}, folder / "model.safetensors")
     return weight.shape[1]
 
 

@@ -104,6 +104,13 @@ def backbone(lm: LanguageModel) -> Any:
     return (lm.get_base_model() if isinstance(lm, PeftModel) else lm).model
 
 
+def set_attention(config: Any, embedding: EmbeddingConfig | None) -> None:
+    """Let a model see both ways if its embedding is to; the key is transformers' own, kept in config.json."""
+    is_causal = embedding is None or embedding.attention == "causal"
+    if not is_causal or hasattr(config, "is_causal"):
+        config.is_causal = is_causal
+
+
 def llama_config(shape: ShapeConfig, *, max_positions: int = 4096, **token_ids: int | None) -> LlamaConfig:
     """The Hugging Face config of a shape; `token_ids` are bos_token_id, eos_token_id, pad_token_id."""
     return LlamaConfig(

@@ -14,15 +14,17 @@ from typing import Any
 
 import torch
 
-from asmtrain import checkpoint, dist, slices
+from asmtrain import checkpoint, dist, notice, slices
 from asmtrain.attention import choose_attention
+from asmtrain.cache import TokenCache, build_cache
 from asmtrain.config import Lora, StageConfig, TokenizerConfig, TrainConfig
 from asmtrain.dist import World
 from asmtrain.embedding import EmbeddingHead
+from asmtrain.encoder import identity
 from asmtrain.engine import Engine, accumulation, ranks_per_row
 from asmtrain.errors import CheckpointError, ConfigError, ModelError
 from asmtrain.examples import check_chat_template, tokenizer_texts
-from asmtrain.mixture import mixture
+from asmtrain.mixture import Part, mixture
 from asmtrain.model import (
     DTYPES,
     EmbeddingModel,
@@ -38,6 +40,7 @@ from asmtrain.model import (
     load_model,
     merge_lora,
     new_model,
+    set_attention,
     set_trainable,
     write_weights,
 )
@@ -74,6 +77,18 @@ class Stage:
         """The stage's own part of the config."""
         return self.run.stages[self.index]
 
+    def cache(self, part: Part, split: str) -> TokenCache:
+        """The tokens of a part of the mixture, made by all ranks together; raises as `build_cache` does."""
+        return build_cache(
+            part.data,
+            split,
+            self.tokenizer,
+            self.run.run / "cache",
+            rank=self.world.rank,
+            world=self.world.size,
+            barrier=lambda: notice.heed(self.world.device),
+        )
+
 
 def prepare_run(config: TrainConfig, world_size: int) -> None:
     """Claim the run folder; make its tokenizer and, for a new model, its first weights. On rank 0 alone."""
@@ -81,6 +96,8 @@ def prepare_run(config: TrainConfig, world_size: int) -> None:
         accumulation(config, stage, world_size)
         for part in stage.data:
             shard_paths(part.corpus, "train")
+        if stage.embedding is not None and stage.embedding.distill is not None:
+            identity(stage.embedding.distill.teacher)
     checkpoint.claim(config.run, config)
     if not (config.run / "tokenizer").exists():
         with checkpoint.atomic_folder(config.run / "tokenizer") as folder:
@@ -173,6 +190,7 @@ def start_stage(config: TrainConfig, index: int, world: World, tokenizer: Any) -
     _check_vocabulary(model, tokenizer)
     settings = config.stages[index]
     set_trainable(model, settings.trainable, headless=settings.objective == "contrastive")
+    set_attention(backbone(model).config, settings.embedding if head is not None else None)
     if config.model.gradient_checkpointing:
         enable_recompute(model)
     sharing = ranks_per_row(config, settings)

@@ -47,6 +47,7 @@ class Document:
     variant: str
     body_sha256: str
     text: str
+    project: str
 
 
 def documents(
@@ -66,7 +67,7 @@ def documents(
         text = write(record.assembly[name], Variant.parse(name).isa)
         if text not in seen:
             seen |= {text, body}
-            yield Document(record.key, name, body, text)
+            yield Document(record.key, name, body, text, record.meta.project)
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:

@@ -43,6 +43,25 @@ def test_head_equals_sentence_transformers(pooling: str) -> None:
     torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(len(LENGTHS)))
 
 
+def test_learned_pooling_equals_sentence_transformers_and_starts_as_the_mean() -> None:
+    hidden, mask, alone = padded("right")
+    head = EmbeddingHead(8, 5, pooling="learned")
+    mean = EmbeddingHead(8, 5, pooling="mean")
+    mean.dense.weight = torch.nn.Parameter(head.dense.weight[:5])
+    torch.testing.assert_close(head(hidden, mask), mean(hidden, mask))
+    torch.nn.init.normal_(head.dense.weight)
+    dense = Dense(8, 10, bias=False, activation_function=torch.nn.GLU(), module_input_name="token_embeddings")
+    dense.linear.weight = head.dense.weight
+    features = {"token_embeddings": hidden, "attention_mask": mask}
+    for module in (dense, Pooling(5, pooling_mode="mean"), Normalize()):
+        features = module(features)
+    vectors = head(hidden, mask)
+    torch.testing.assert_close(vectors, features["sentence_embedding"])
+    values, queries = head.dense.weight.split(5)
+    by_hand = torch.stack([((own @ queries.T).sigmoid() * (own @ values.T)).sum(0) for own in alone])
+    torch.testing.assert_close(vectors, torch.nn.functional.normalize(by_hand, dim=-1))
+
+
 def test_starts_orthogonal() -> None:
     weight = EmbeddingHead(16, 4, pooling="mean").dense.weight
     torch.testing.assert_close(weight @ weight.T, torch.eye(4))
