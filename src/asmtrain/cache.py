@@ -145,7 +145,7 @@ def build_cache(
 
 def document_texts(data: DataConfig, split: str) -> Iterator[str]:
     """The texts of the documents of `build_cache`'s arrays, in their order; raises as it does."""
-    assert data.task == "completion" or data.task == "retrieval"
+    assert data.task == "completion" or data.task == "retrieval" or data.task == "events"
     parts = _parts(data, split)
     selected = _selection(parts, data.max_functions)
     for part in parts:
@@ -281,7 +281,7 @@ def _encode(
 
 def _documents(records: Iterator[FunctionRecord], data: DataConfig, tokenizer: Any) -> Iterator[_Entry]:
     encoder = _encoder(tokenizer)
-    assert data.task == "completion" or data.task == "retrieval"
+    assert data.task == "completion" or data.task == "retrieval" or data.task == "events"
     task = data.task
     texts = (document for record in records for document in documents(record, task, data.variants))
     while batch := list(itertools.islice(texts, _DOCUMENTS_AT_ONCE)):

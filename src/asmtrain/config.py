@@ -37,7 +37,7 @@ __all__ = [
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Dtype = Literal["fp32", "bf16"]
-DocumentTask = Literal["completion", "retrieval"]
+DocumentTask = Literal["completion", "retrieval", "events"]
 """Tasks that show a text."""
 ExampleTask = Literal["c_to_asm", "asm_to_c", "transpile", "recompile"]
 """Tasks that show a prompt and ask for an answer: what `sft` learns."""
@@ -49,7 +49,8 @@ class ShapeConfig(ConfigModel):
     vocab_size: Positive
     hidden_size: Positive
     intermediate_size: Positive
-    num_layers: Positive
+    num_layers: Annotated[int, Field(ge=0)]
+    """0 leaves a bag of tokens, which is what `events` need."""
     num_heads: Positive
     num_kv_heads: Positive
     rope_theta: float = 10000.0
@@ -121,7 +122,8 @@ class DataConfig(ConfigModel):
 
     corpus: Path
     task: DocumentTask | ExampleTask
-    """`completion` shows clean assembly; `retrieval` shows it as a stripped binary would.
+    """`completion` shows clean assembly; `retrieval` shows it as a stripped binary would; `events` tells what
+    that does in words that all instruction sets share (asmtrain/events.py), without their order.
 
     With an answer, for `sft`: `c_to_asm` shows the C source and asks for a variant; `asm_to_c` the reverse;
     `transpile` asks for the same compiler and level of another ISA, `recompile` for another -O level."""
@@ -232,6 +234,8 @@ class StageConfig(ConfigModel):
                 raise ValueError(
                     f"objective {self.objective!r} takes the tasks {', '.join(texts)}; got {task!r}"
                 )
+        if "events" in tasks and self.objective != "contrastive":
+            raise ValueError("task 'events' has no order to predict: it is for contrastive stages")
         if self.replay and self.objective == "contrastive":
             raise ValueError(
                 "`replay` is for causal_lm and sft; name all corpora of a contrastive stage in `data`"
@@ -282,7 +286,7 @@ class TrainConfig(ConfigModel):
     seed: int = 0
     model: ModelConfig
     tokenizer: TokenizerConfig | None = None
-    """Required by a model without `path`."""
+    """Required by a model without `path`, unless it reads `events`, whose vocabulary is fixed."""
     stages: tuple[StageConfig, ...]
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -315,6 +319,19 @@ class TrainConfig(ConfigModel):
                     )
         return stages
 
+    @property
+    def reads_events(self) -> bool:
+        """Whether the run's texts are events."""
+        return self.stages[0].data[0].task == "events"
+
+    @model_validator(mode="after")
+    def _one_vocabulary(self) -> "TrainConfig":
+        tasks = {part.task for stage in self.stages for part in stage.data}
+        if "events" in tasks and len(tasks) > 1:
+            others = ", ".join(sorted(tasks - {"events"}))
+            raise ValueError(f"task 'events' has a vocabulary of its own; this run also reads {others}")
+        return self
+
     @model_validator(mode="after")
     def _rows_can_be_split(self) -> "TrainConfig":
         ranks = self.engine.sequence_parallel
@@ -328,7 +345,7 @@ class TrainConfig(ConfigModel):
 
     @model_validator(mode="after")
     def _new_model_has_tokenizer(self) -> "TrainConfig":
-        if self.model.path is None and self.tokenizer is None:
+        if self.model.path is None and self.tokenizer is None and not self.reads_events:
             raise ValueError("a new model needs a `tokenizer` group")
         is_chat = any(part.prompt == "chat" for stage in self.stages for part in stage.data)
         if is_chat and self.model.path is None and self.model.chat_template is None:

@@ -29,6 +29,8 @@ from transformers.utils.logging import disable_progress_bar
 from asmtrain.config import EmbeddingConfig
 from asmtrain.embedding import EmbeddingHead
 from asmtrain.errors import ModelError
+from asmtrain.model import hidden_states
+from asmtrain.tokens import as_read, load_tokenizer
 
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 65536}
 """What fits the second-level cache of a core: 8,192 tokens are a quarter slower, 512 a tenth. A GPU needs
@@ -53,6 +55,11 @@ class Encoder:
     """Longer functions are cut, keeping the end token."""
     sha256: str
     """Of the weights, tokenizer and settings: two encoders that share it give the same vectors."""
+
+    @property
+    def reads(self) -> str:
+        """The task whose texts it reads: `events`, or views as they are."""
+        return str(getattr(self.backbone.config, "reads", "retrieval"))
 
     @property
     def dim(self) -> int:
@@ -128,15 +135,11 @@ def embed_texts(
     """Unit vectors (N, D) of view texts, in their order; `progress` hears how many more are done."""
     vectors_ND = np.zeros((len(texts), encoder.dim), dtype=np.float32)
     ids = _token_ids(encoder, texts)
-    is_causal = getattr(encoder.backbone.config, "is_causal", True)
 
     def embed(batch: list[int]) -> tuple[list[int], Vectors]:
         ids_BT, mask_BT = _padded([ids[at] for at in batch], encoder)
-        # Padding stands behind the text. Where attention looks back only, the kernel is quicker without a
-        # mask, and what it computes for padding is never pooled.
-        seen_BT = None if is_causal else mask_BT
-        hidden = encoder.backbone(input_ids=ids_BT, attention_mask=seen_BT, use_cache=False)
-        return batch, encoder.head(hidden.last_hidden_state, mask_BT).float().cpu().numpy()
+        hidden_BTH = hidden_states(encoder.backbone, ids_BT, mask_BT)
+        return batch, encoder.head(hidden_BTH, mask_BT).float().cpu().numpy()
 
     budget = TOKENS_PER_BATCH[encoder.device.type]
     for batch, vectors_BD in map_batches(
@@ -172,7 +175,8 @@ def map_batches(
 def _token_ids(encoder: Encoder, texts: Sequence[str]) -> list[list[int]]:
     if not texts:
         return []
-    encoded = encoder.tokenizer(list(texts), truncation=True, max_length=encoder.max_tokens)
+    read = [as_read(text, encoder.reads) for text in texts]
+    encoded = encoder.tokenizer(read, truncation=True, max_length=encoder.max_tokens)
     ids: list[list[int]] = encoded["input_ids"]
     return ids
 
@@ -200,8 +204,6 @@ def _padded(ids: Sequence[list[int]], encoder: Encoder) -> tuple[torch.Tensor, t
 
 
 def _assembled(folder: Path, backbone: Any, head: EmbeddingHead, max_tokens: int, *, sha256: str) -> Encoder:
-    from asmtrain.tokens import load_tokenizer
-
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Encoder(
         backbone.to(device).eval(), head.to(device).eval(), load_tokenizer(folder), max_tokens, sha256

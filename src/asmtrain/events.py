@@ -1,9 +1,9 @@
 """What a function does, in words that all three instruction sets share: a view text in, events out.
 
 A view (`corpus_builder.asm.view`) is read line by line into micro-operations (`lifting`), and those are told
-as short words. Mnemonics and registers differ between instruction sets, compilers and levels; what tells one
-function from another does so less: the numbers that it compares with, the offsets and widths of the structures
-that it reads, the constants that it hands to calls. The words:
+as short words. Mnemonics and registers differ between instruction sets, compilers and levels; the numbers that
+a function compares with, the offsets and widths of the structures that it reads and the constants that it hands
+to calls do so less. The words:
 
     m:ldr                  a mnemonic
     #8  cmp#8  add#-1      a number, and with it what is done (`cmp`, `and`, `shl`, `mov`, ..)
@@ -19,13 +19,15 @@ second on one core, since most lines have been seen before.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 from math import log, log1p
+from zlib import crc32
 
 from asmtrain.lifting import Micro, lift, reader_of
 
-NUM_WORDS = 1 << 16
-"""Words that `event_text` can write; others share them by hash."""
+NUM_WORDS = 1 << 15
+"""Words that `event_text` can write; events share them by hash."""
 
 Constants = dict[str, int]
 """Registers and what they are known to hold."""
@@ -63,11 +65,12 @@ def _follow(micro: Micro, constants: Constants) -> list[str]:
     known = [constants[source] for source in micro.sources if source in constants]
     words = [f"{micro.op}#{value}" for value in known if micro.op != "mov"]
     value = micro.result(constants)
-    if value is not None:
-        constants[micro.dest] = value
-        return [*words, f"#{value}", f"mov#{value}"]
-    constants.pop(micro.dest, None)
-    return words
+    if value is None:
+        constants.pop(micro.dest, None)
+        return words
+    constants[micro.dest] = value
+    is_copy = micro.value is None
+    return words if is_copy else [*words, f"#{value}", f"mov#{value}"]
 
 
 def _arguments(constants: Constants, registers: Sequence[str]) -> list[str]:
@@ -83,6 +86,16 @@ def _counts(counts: dict[str, int]) -> list[str]:
     return words
 
 
-def weighted(words: Iterable[str]) -> dict[str, float]:
-    """Each word and 1 + log of its count, in order of first appearance."""
-    return {word: 1 + log(count) for word, count in Counter(words).items()}
+def event_text(view: str) -> str:
+    """The events of a view as a text of hashed words, each about 1 + log of its count times.
+
+    A sum over the words' vectors then weighs them as retrieval does term frequencies (Manning et al. 2008,
+    6.4.1), and a number that training never saw still is a word, the same on both sides.
+    """
+    counts = Counter(events(view))
+    return " ".join(_hashed(word) for word, count in counts.items() for _ in range(round(1 + log(count))))
+
+
+@lru_cache(maxsize=1 << 16)
+def _hashed(word: str) -> str:
+    return f"e{crc32(word.encode()) % NUM_WORDS}"

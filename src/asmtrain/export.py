@@ -36,9 +36,9 @@ from asmtrain.config import Dtype
 from asmtrain.encoder import dense_folder, embed_texts, load_encoder, write_layout
 from asmtrain.errors import CheckpointError, ExportError
 from asmtrain.merge import check_adapter, write_merged
-from asmtrain.model import ADAPTER_FILE, DTYPES, HEAD_FILE, EmbeddingModel
+from asmtrain.model import ADAPTER_FILE, DTYPES, HEAD_FILE, EmbeddingModel, backbone
 from asmtrain.provenance import provenance
-from asmtrain.tokens import load_tokenizer
+from asmtrain.tokens import as_read, load_tokenizer
 from asmtrain.weights import TensorFiles, refuse_unsound
 
 LOGIT_BOUND: dict[Dtype, float] = {"fp32": 1e-4, "bf16": 0.1}
@@ -193,11 +193,13 @@ def export_embedding(sources: Sources, folder: Path, options: Options) -> Figure
         if options.probe:
             model, head = load_stage_result(sources.embedding)
             assert head is not None
-            expected = _trainer_vectors(EmbeddingModel(model, head).eval(), tokenizer, max_tokens)
+            reads = getattr(backbone(model).config, "reads", "retrieval")
+            texts = [as_read(view, reads) for view in _PROBES]
+            expected = _trainer_vectors(EmbeddingModel(model, head).eval(), tokenizer, max_tokens, texts)
             del model
             gc.collect()
             bound = VECTOR_BOUND[_coarser(result.dtype, options)]
-            figures |= _compare_vectors(draft, expected, bound, folder)
+            figures |= _compare_vectors(draft, texts, expected, bound, folder)
         _write_provenance(draft, sources, sources.embedding, figures)
     return figures
 
@@ -266,19 +268,23 @@ def _compare_logits(
 
 
 @torch.inference_mode()
-def _trainer_vectors(model: EmbeddingModel, tokenizer: Any, max_tokens: int) -> np.ndarray[Any, Any]:
-    """Each probe alone, through the model that was trained."""
+def _trainer_vectors(
+    model: EmbeddingModel, tokenizer: Any, max_tokens: int, texts: Sequence[str]
+) -> np.ndarray[Any, Any]:
+    """Each text alone, through the model that was trained."""
     vectors = []
-    for text in _PROBES:
+    for text in texts:
         ids_1T = torch.tensor([tokenizer(text, truncation=True, max_length=max_tokens)["input_ids"]])
         vectors.append(model(ids_1T, torch.ones_like(ids_1T))[0].float().numpy())
     return np.stack(vectors)
 
 
-def _compare_vectors(draft: Path, expected: np.ndarray[Any, Any], bound: float, folder: Path) -> Figures:
+def _compare_vectors(
+    draft: Path, texts: Sequence[str], expected: np.ndarray[Any, Any], bound: float, folder: Path
+) -> Figures:
     from sentence_transformers import SentenceTransformer
 
-    library = SentenceTransformer(str(draft), device="cpu").encode(list(_PROBES), show_progress_bar=False)
+    library = SentenceTransformer(str(draft), device="cpu").encode(list(texts), show_progress_bar=False)
     ours = embed_texts(load_encoder(draft), _PROBES)
     differences = {
         "max_vector_difference_sentence_transformers": float(np.abs(np.float32(library) - expected).max()),

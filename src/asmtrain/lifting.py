@@ -49,8 +49,11 @@ class Micro:
 
     def result(self, constants: Mapping[str, int]) -> int | None:
         """What `dest` holds afterwards, where that is known."""
-        if self.value is None or not self.dest:
+        if not self.dest:
             return None
+        if self.value is None:
+            is_copy = self.op == "mov" and len(self.sources) == 1
+            return constants.get(self.sources[0]) if is_copy else None
         if self.shift is not None:
             before = constants.get(self.dest)
             kept = None if before is None else before & ((1 << 64) - 1) & ~(0xFFFF << self.shift)

@@ -93,10 +93,24 @@ class EmbeddingModel(nn.Module):
         self.head = head
 
     def forward(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
-        """Unit vectors_BD of token ids_BT; `mask_BT` is 1 where there is a token, 0 in padding."""
-        hidden = backbone(self.lm)(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
-        vectors: torch.Tensor = self.head(hidden.last_hidden_state, mask_BT)
+        """Unit vectors_BD of token ids_BT; `mask_BT` is 1 where there is a token, 0 in the padding behind."""
+        hidden = hidden_states(backbone(self.lm), ids_BT, mask_BT)
+        vectors: torch.Tensor = self.head(hidden, mask_BT)
         return vectors
+
+
+def hidden_states(transformer: Any, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    """The hidden states_BTH of texts that are padded on the right.
+
+    Where attention looks back only, no token sees the padding: without a mask the kernel is quicker, and
+    what it computes for padding is never pooled.
+    """
+    is_causal = getattr(transformer.config, "is_causal", True)
+    seen_BT = None if is_causal else mask_BT
+    states: torch.Tensor = transformer(
+        input_ids=ids_BT, attention_mask=seen_BT, use_cache=False
+    ).last_hidden_state
+    return states
 
 
 def backbone(lm: LanguageModel) -> Any:

@@ -44,7 +44,7 @@ from asmtrain.model import (
     set_trainable,
     write_weights,
 )
-from asmtrain.tokens import load_tokenizer, train_tokenizer
+from asmtrain.tokens import event_tokenizer, load_tokenizer, train_tokenizer
 from asmtrain.ulysses import RowShare, row_share
 from asmtrain.vocabulary import extend_tokenizer, num_ids, write_extended_base
 from asmtrain.writer import Writer
@@ -139,8 +139,10 @@ def _make_tokenizer(config: TrainConfig) -> Any:
     """The model's own, or one for assembly learnt from the training split, in the formats the run reads."""
     if config.model.path is not None:
         return load_tokenizer(config.model.path)
-    assert config.tokenizer is not None
     assert config.model.shape is not None
+    if config.reads_events:
+        return event_tokenizer()
+    assert config.tokenizer is not None
     tasks = {part.task for stage in config.stages for part in stage.data}
     texts = _texts(config.tokenizer, tasks)
     return train_tokenizer(texts, vocab_size=config.model.shape.vocab_size)
@@ -170,11 +172,10 @@ def _write_new_model(config: TrainConfig, folder: Path) -> None:
     tokenizer = load_tokenizer(config.run / "tokenizer")
     ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
     positions = max(stage.context for stage in config.stages)
-    model = new_model(
-        llama_config(config.model.shape, max_positions=positions, **ids),
-        dtype=config.model.dtype,
-        seed=config.seed,
-    )
+    architecture = llama_config(config.model.shape, max_positions=positions, **ids)
+    if config.reads_events:
+        architecture.reads = "events"
+    model = new_model(architecture, dtype=config.model.dtype, seed=config.seed)
     write_weights(folder, model, dict(model.named_parameters()))
 
 
