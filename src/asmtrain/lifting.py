@@ -7,7 +7,7 @@ source whatever compiled it. Lines are read one at a time, and remembered: funct
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
@@ -81,6 +81,8 @@ class Reader:
     """Mnemonic, operand text, operands and the frame's registers to micro-operations."""
     operand: Callable[[str], Operand]
     arguments: tuple[str, ...]
+    saved: frozenset[str]
+    """Registers that a function gives back as it found them."""
     frame: frozenset[str]
     """Registers whose memory is the function's own frame."""
 
@@ -325,8 +327,10 @@ def _read_x86(mnemonic: str, text: str, operands: list[Operand], frame: frozense
     if mnemonic.startswith("call"):
         yield Micro("call")
         return
-    if mnemonic.startswith(("push", "pop", "j", "nop", "endbr", "leave", "ret")) or not operands:
-        yield Micro("op", (), str(operands[0]) if mnemonic.startswith("pop") and operands else "")
+    if mnemonic.startswith(("push", "pop")):
+        yield Micro("op", ("frame",), str(operands[0]) if mnemonic.startswith("pop") else "")
+        return
+    if mnemonic.startswith(("j", "leave")) or not operands:
         return
     last, op = operands[-1], _op(mnemonic)
     dest = last if isinstance(last, str) and op != "cmp" else ""
@@ -430,13 +434,32 @@ def _riscv_access(
         yield _micro("mov", [0])
 
 
-_AARCH64 = Reader(_read_aarch64, _aarch64_operand, tuple(f"r{n}" for n in range(8)), frozenset({"sp"}))
-_X86 = Reader(_read_x86, _x86_operand, ("di", "si", "d", "c", "r8", "r9"), frozenset({"sp"}))
-_RISCV = Reader(_read_riscv, _riscv_operand, tuple(f"a{n}" for n in range(8)), frozenset({"sp"}))
+_FRAME = frozenset({"sp"})
+_AARCH64 = Reader(
+    _read_aarch64,
+    _aarch64_operand,
+    tuple(f"r{n}" for n in range(8)),
+    frozenset(f"r{n}" for n in range(19, 30)),
+    _FRAME,
+)
+_X86 = Reader(
+    _read_x86,
+    _x86_operand,
+    ("di", "si", "d", "c", "r8", "r9"),
+    frozenset(("b", "bp", "r12", "r13", "r14", "r15")),
+    _FRAME,
+)
+_RISCV = Reader(
+    _read_riscv,
+    _riscv_operand,
+    tuple(f"a{n}" for n in range(8)),
+    frozenset(f"s{n}" for n in range(12)),
+    _FRAME,
+)
 
 
 def _framed(reader: Reader, pointer: str) -> Reader:
-    return Reader(reader.read, reader.operand, reader.arguments, reader.frame | {pointer})
+    return replace(reader, frame=reader.frame | {pointer})
 
 
 _AARCH64_FRAMED = _framed(_AARCH64, "r29")
