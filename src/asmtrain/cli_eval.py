@@ -15,6 +15,9 @@ def add_eval(commands: Any) -> None:
     )
     leaks.add_argument("corpus", type=Path, help="a corpus folder")
     leaks.add_argument("--split", default="test", choices=("valid", "test"), help="default: test")
+    leaks.add_argument(
+        "--trained-on", type=Path, metavar="CORPUS", help="whose training split counts (default: its own)"
+    )
     leaks.add_argument("--json", action="store_true", dest="as_json", help="print JSON")
     leaks.set_defaults(handler=_eval_leaks)
     completion = tasks.add_parser("completion", help="perplexity of a language model on assembly")
@@ -60,6 +63,12 @@ def _add_eval_retrieval(tasks: Any) -> None:
     parser.add_argument(
         "--export", type=Path, metavar="FOLDER", help="write each lane as corpus, queries and qrels (BEIR)"
     )
+    parser.add_argument(
+        "--trained-on",
+        type=Path,
+        metavar="CORPUS",
+        help="corpus whose training split the models saw, and the bag learns from (default: --corpus)",
+    )
     parser.set_defaults(handler=_eval_retrieval)
 
 
@@ -75,6 +84,7 @@ def _eval_retrieval(options: argparse.Namespace) -> int:
         lanes=options.lanes,
         with_bag=options.with_bag,
         export=options.export,
+        trained_on=options.trained_on,
     )
     return 0
 
@@ -82,7 +92,9 @@ def _eval_retrieval(options: argparse.Namespace) -> int:
 def _eval_leaks(options: argparse.Namespace) -> int:
     from asmtrain.tasks import leaks
 
-    return leaks.run(options.corpus, split=options.split, as_json=options.as_json)
+    return leaks.run(
+        options.corpus, split=options.split, trained_on=options.trained_on, as_json=options.as_json
+    )
 
 
 def _eval_completion(options: argparse.Namespace) -> int:
