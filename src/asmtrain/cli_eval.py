@@ -36,8 +36,9 @@ def _add_eval_retrieval(tasks: Any) -> None:
         required=True,
         metavar="[NAME=]MODEL",
         dest="models",
-        help="an exported embedding/ folder, a sentence-transformers folder, or module:function, a Python"
-        " callable from a list of texts to an array of vectors; may be given several times",
+        help="an exported embedding/ folder (FOLDER@64: its vectors cut to 64 numbers), a"
+        " sentence-transformers folder, or module:function, a Python callable from a list of texts to an"
+        " array of vectors; may be given several times",
     )
     parser.add_argument("--corpus", type=Path, required=True, help="corpus whose test split is searched")
     parser.add_argument("--output", type=Path, required=True, help="folder for retrieval.json and pictures")
