@@ -29,17 +29,17 @@ fresh "$demo"/eval/retrieval.json "$demo"/export/embedding/provenance.json ||
     --lanes 'XO O0O3 *' 'XC O2 *' 'XA O2 *' 'XA+XO *' 'XM *' # all lanes take twice as long
 
 step "5/6 Search: index what gcc -O2 made; ask with what clang -O3 made of a function, as text and as an object"
-fresh "$demo"/index/index.json "$demo"/export/embedding/provenance.json ||
-  asmtrain embed "$demo"/corpus --model "$demo"/export/embedding --output "$demo"/index \
+{ fresh "$demo"/index/index.json "$demo"/export/embedding/provenance.json && asmtrain index info "$demo"/index; } ||
+  asmtrain index build "$demo"/corpus --model "$demo"/export/embedding --output "$demo"/index \
     --variants '*.gcc*.o2' '*.zig*.o2'
 corpus-builder show "$demo"/corpus "$query" --variants 'aarch64.[cz]*.o3' --assembly >"$demo/$query.s"
-asmtrain search "$demo/$query.s" --index "$demo"/index
+asmtrain index search "$demo"/index "$demo/$query.s"
 if command -v aarch64-linux-gnu-as >/dev/null; then
   aarch64-linux-gnu-as "$demo/$query.s" -o "$demo/$query.o"
 else
   python -m ziglang cc -target aarch64-linux-gnu -c "$demo/$query.s" -o "$demo/$query.o"
 fi
-asmtrain search "$demo/$query.o" --index "$demo"/index
+asmtrain index search "$demo"/index "$demo/$query.o"
 
 step "6/6 Done in $((SECONDS / 60)) min $((SECONDS % 60)) s"
 cat <<EOF
@@ -47,5 +47,5 @@ corpus       $demo/corpus          corpus-builder show $demo/corpus $query
 training     $demo/train           .venv/bin/tensorboard --logdir $demo/train/tb
 exports      $demo/export/{merged,adapter,embedding}
 evaluation   $demo/eval/retrieval.json, $demo/eval/retrieval.png
-index        $demo/index           .venv/bin/asmtrain search FILE --index $demo/index
+index        $demo/index           .venv/bin/asmtrain index search $demo/index FILE; .venv/bin/asmtrain serve $demo/index
 EOF

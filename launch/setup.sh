@@ -46,7 +46,8 @@ CLUSTER_TOOLS=(
   "pdsh pdsh"
   "ip iproute2"
 )
-[ -z "${CI:-}" ] || TOOLS+=("${CLUSTER_TOOLS[@]}")
+# Tests of asmtrain serve and the pictures of docs/ look through a browser.
+[ -z "${CI:-}" ] || TOOLS+=("${CLUSTER_TOOLS[@]}" "chromium chromium")
 # Headers have no command of their own.
 FILES=(
   "/usr/include/stdio.h libc6-dev"

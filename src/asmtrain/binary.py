@@ -1,43 +1,45 @@
-"""Functions of a file to be embedded or searched: assembler text, an object file, or a linked binary.
+"""Functions of a file to be embedded or searched: assembler text, objects, linked binaries, archives.
 
 In goes a path; out come functions as `corpus_builder.asm.view` shows them, so that a function reads the same
-whether its compiler's text or its machine code was given. Machine code is disassembled by capstone; labels
-are put where jumps go, and relocations turn back into the symbols that the compiler wrote, before the text
-meets the same `view`. `tests/train/test_binary.py` holds the share of functions that agree.
+whether its compiler's text or its machine code was given, stripped or not. `tests/train/test_binary.py` holds
+the share of functions that agree, `benchmarks/linked.py` measures it on linked and stripped ones.
 
-Cost: about 100,000 instructions a second on one core; capstone's per-operand details, ten times slower, are
-asked for relocated instructions only.
+Invariant: whatever a file holds, it gives functions or `BinaryError`, in time and memory linear in its size
+(`benchmarks/fuzz_reader.py`). Cost: benchmarks/embed_speed.py.
 """
 
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 from asmtrain.errors import BinaryError
+from asmtrain.machine import archive, bounds
+from asmtrain.machine.context import Context, Relocation
+from asmtrain.machine.disassembly import function_text
+from asmtrain.machine.elf import FIXED, MACHINES, Damaged, Elf, Section, read_elf
 from corpus_builder import asm
 
-_MACHINES = {"EM_AARCH64": "aarch64", "EM_X86_64": "x86_64"}
-_START_UP = frozenset(
-    (
-        "_start",
-        "_init",
-        "_fini",
-        "_dl_relocate_static_pie",
-        "__do_global_dtors_aux",
-        "frame_dummy",
-        "register_tm_clones",
-        "deregister_tm_clones",
-        "call_weak_fn",
-        "__libc_csu_init",
-        "__libc_csu_fini",
-    )
-)
-"""The C library's own functions in every linked file."""
-_SYMBOL = "SYM"
-"""Stands for every symbol: `view` hides their names in any case."""
+ItemT = TypeVar("ItemT")
+
+MAX_BYTES = 1 << 30
+"""Of a file; all of it is read into memory."""
+MAX_TEXT_BYTES = 64 << 20
+
+
+class Share(NamedTuple):
+    """A part of a file's functions, in their order: processes that read one each have read the file."""
+
+    number: int = 0
+    of: int = 1
+
+    def among(self, items: list[ItemT]) -> list[ItemT]:
+        """Its part of a list."""
+        return items[len(items) * self.number // self.of : len(items) * (self.number + 1) // self.of]
+
+
+_WHOLE = Share()
 
 
 @dataclass(frozen=True)
@@ -45,53 +47,80 @@ class BinaryFunction:
     """One function of a file."""
 
     name: str
+    """Its symbol, or `sub_ADDRESS` where the file has none."""
     isa: str
     view: str
     """Its instructions as a stripped binary shows them (`corpus_builder.asm.view`)."""
+    address: int | None = None
+    """In memory (linked file) or in its section (object file); None for assembler text."""
+    size: int | None = None
+    """Bytes of its machine code; None for assembler text."""
+    member: str = ""
+    """The archive's member that holds it."""
 
 
-class Relocation(NamedTuple):
-    """What the linker is to write into an instruction."""
-
-    kind: int
-    """Type number of the ELF machine."""
-    target: int | None
-    """Address in the same section, where the symbol lies there; None elsewhere."""
-
-
-class Instruction(NamedTuple):
-    """One decoded instruction, in capstone's spelling."""
-
-    address: int
-    size: int
-    mnemonic: str
-    operands: str
-
-
-def functions_in(path: Path, *, isa: str = "") -> list[BinaryFunction]:
-    """The functions of a `.s`, `.o`, shared library or executable, in the file's order.
+def functions_in(path: Path, *, isa: str = "", share: Share = _WHOLE) -> list[BinaryFunction]:
+    """The functions of a `.s`, `.o`, `.a`, shared library or executable, in the file's order.
 
     Args:
-        path: the file; ELF is recognised by its first bytes, anything else is read as assembler text.
+        path: the file; ELF and archives are recognised by their first bytes, anything else is read as
+            assembler text.
         isa: of assembler text; guessed from the registers without it.
+        share: which part of an ELF file or archive to read; it may be empty.
 
     Raises:
         BinaryError: the file cannot be read, holds no function, or is of another architecture.
     """
+    return functions_of(_content(path), path, isa=isa, share=share)
+
+
+def functions_of(content: bytes, path: Path, *, isa: str = "", share: Share = _WHOLE) -> list[BinaryFunction]:
+    """The same for a file's bytes; `path` is what errors call it."""
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise BinaryError(f"cannot read {path}: {error.strerror}", remedy="check the path") from None
-    if content.startswith(b"\x7fELF"):
-        functions = _elf_functions(path)
-    else:
-        functions = _text_functions(path, content, isa)
-    if not functions:
+        if content.startswith(archive.MAGIC):
+            functions = [*_archive_functions(content, path, share)]
+        elif content.startswith(archive.THIN_MAGIC):
+            raise BinaryError(
+                f"{path} is a thin archive: it names its object files and does not hold them",
+                remedy="give the object files, or make it again with ar without T",
+            )
+        elif content.startswith(b"\x7fELF"):
+            functions = _elf_functions(content, path, share)
+        else:
+            functions = share.among(_text_functions(path, content, isa))
+    except Damaged as error:
+        raise BinaryError(f"{path} is damaged: {error}", remedy="build it again") from None
+    if not functions and share == _WHOLE:
         raise BinaryError(
             f"{path} holds no function",
-            remedy="give assembler text with .type lines (gcc -S), or an ELF file that is not stripped",
+            remedy="give assembler text with .type lines (gcc -S), or an ELF file with code",
         )
     return functions
+
+
+def _content(path: Path) -> bytes:
+    try:
+        if not path.is_file() and path.exists():
+            raise BinaryError(f"{path} is no file", remedy="name the files in it")
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise BinaryError(
+                f"{path} has {size:,} bytes, more than the {MAX_BYTES:,} that are read",
+                remedy="split it, or strip its debug information",
+            )
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BinaryError(f"cannot read {path}: {reason}", remedy="check the path") from None
+
+
+def _archive_functions(content: bytes, path: Path, share: Share) -> Iterator[BinaryFunction]:
+    members = [  # others are no machine code: resources, bitcode
+        (name, body) for name, body in archive.members(content) if body.startswith(b"\x7fELF")
+    ]
+    for name, body in share.among(members):
+        for function in _elf_functions(body, Path(f"{path}({name})"), _WHOLE):
+            yield replace(function, member=name)
 
 
 # Assembler text.
@@ -104,9 +133,16 @@ _REGISTERS = {
 
 
 def _text_functions(path: Path, content: bytes, isa: str) -> list[BinaryFunction]:
+    if not content:
+        raise BinaryError(f"{path} is empty", remedy="give a .s, .o, .a, .so or executable")
     if b"\0" in content:
         raise BinaryError(
-            f"{path} is neither an ELF file nor assembler text", remedy="give a .s, .o, .so or executable"
+            f"{path} is neither an ELF file nor assembler text", remedy="give a .s, .o, .a, .so or executable"
+        )
+    if len(content) > MAX_TEXT_BYTES:
+        raise BinaryError(
+            f"{path} has {len(content):,} bytes, more than the {MAX_TEXT_BYTES:,} of text that are read",
+            remedy="split it",
         )
     text = content.decode("utf-8", "replace")
     isa = isa or _guess_isa(path, text)
@@ -130,237 +166,65 @@ def _guess_isa(path: Path, text: str) -> str:
 # ELF.
 
 
-def _elf_functions(path: Path) -> list[BinaryFunction]:
-    from elftools.common.exceptions import ELFError
-    from elftools.elf.elffile import ELFFile
-
+def _elf_functions(content: bytes, path: Path, share: Share) -> list[BinaryFunction]:
     try:
-        with open(path, "rb") as stream:
-            elf = ELFFile(stream)
-            isa = _MACHINES.get(elf["e_machine"])
-            if isa is None or elf.elfclass != 64 or not elf.little_endian:
-                raise BinaryError(
-                    f"{path} is for {elf['e_machine']}, {elf.elfclass} bits",
-                    remedy=f"give a 64-bit little-endian file for {' or '.join(_MACHINES.values())}",
-                )
-            return [
-                BinaryFunction(name, isa, asm.view(text, isa)) for name, text in _elf_texts(elf, isa).items()
-            ]
-    except (
-        ELFError,
-        UnicodeDecodeError,
-        ValueError,
-        KeyError,
-        IndexError,
-        TypeError,
-        OverflowError,
-    ) as error:
-        # A damaged table leads pyelftools astray in many ways; the file is at fault in all of them.
+        elf = read_elf(content)
+        return list(_read(elf, share))
+    except ValueError as error:
         raise BinaryError(
-            f"{path} is a damaged ELF file: {error or type(error).__name__}", remedy="build it again"
+            f"{path} is for {error}",
+            remedy=f"give a 64-bit little-endian file for {', '.join(MACHINES.values())}",
         ) from None
+    except Damaged as error:
+        raise BinaryError(f"{path} is a damaged ELF file: {error}", remedy="build it again") from None
 
 
-def _elf_texts(elf: Any, isa: str) -> dict[str, str]:
-    """Function name to assembler text, in the order of sections and addresses."""
-    by_section: dict[int, dict[int, tuple[str, int]]] = {}
-    for symbol in _symbols(elf):
-        where, name = symbol["st_shndx"], symbol.name
-        is_function = symbol["st_info"]["type"] == "STT_FUNC" and symbol["st_size"] > 0
-        if is_function and isinstance(where, int) and asm.origin(name) == name and name not in _START_UP:
-            # An alias has the address of another symbol; the first of them is kept.
-            by_section.setdefault(where, {}).setdefault(symbol["st_value"], (name, symbol["st_size"]))
-    is_linked = elf["e_type"] != "ET_REL"
-    texts = {}
-    for where, functions in sorted(by_section.items()):
-        section = elf.get_section(where)
-        if not section["sh_flags"] & 0x4 or section["sh_type"] != "SHT_PROGBITS":  # 4: executable
-            continue
-        code, base = section.data(), section["sh_addr"]
-        relocations = {} if is_linked else _relocations(elf, where)
-        for address, (name, size) in sorted(functions.items()):
-            machine_code = code[address - base : address - base + size]
-            texts[name] = function_text(
-                machine_code, address, isa, relocations=relocations, is_linked=is_linked
-            )
-    return texts
+def _read(elf: Elf, share: Share) -> Iterator[BinaryFunction]:
+    section: Section | None = None
+    code, context = b"", Context()
+    facts = _facts(elf)
+    for function in share.among(bounds.functions(elf)):
+        if function.section is not section:
+            section = function.section
+            code = elf.data(section)
+            context = _context(elf, section, facts)
+        start = function.address - section.address
+        machine_code = code[start : start + function.size]
+        text = function_text(machine_code, function.address, elf.isa, context)
+        view = asm.view(text, elf.isa)
+        if view:
+            yield BinaryFunction(function.name, elf.isa, view, function.address, function.size)
 
 
-def _symbols(elf: Any) -> list[Any]:
-    for name in (".symtab", ".dynsym"):
-        table = elf.get_section_by_name(name)
-        if table is not None:
-            return list(table.iter_symbols())
-    return []
+def _facts(elf: Elf) -> Context:
+    """What holds for all sections of a file."""
+    comment = elf.named(".comment")
+    is_clang = comment is not None and b"clang version" in elf.data(comment)
+    table = elf.named(".got")
+    offsets = (table.address, table.address + table.size) if table else (0, 0)
+    loaded = [section for section in elf.sections if section.flags & 2 and section.address]
+    absolute = (0, 0)
+    if elf.kind == FIXED and loaded:
+        absolute = (
+            min(section.address for section in loaded),
+            max(section.address + section.size for section in loaded),
+        )
+    return Context({}, elf.is_linked, absolute, offsets, is_clang)
 
 
-def _relocations(elf: Any, where: int) -> dict[int, Relocation]:
-    """The relocations of one section of an object file, by the offset they change."""
+def _context(elf: Elf, section: Section, facts: Context) -> Context:
+    """The facts, with the relocations of one section of an object file."""
+    if elf.is_linked:
+        return facts
     found = {}
-    for section in elf.iter_sections("SHT_RELA"):
-        if section["sh_info"] != where:
-            continue
-        symbols = elf.get_section(section["sh_link"])
-        for entry in section.iter_relocations():
-            symbol = symbols.get_symbol(entry["r_info_sym"])
-            is_here = symbol["st_shndx"] == where
-            target = symbol["st_value"] + entry["r_addend"] if is_here else None
-            found[entry["r_offset"]] = Relocation(entry["r_info_type"], target)
-    return found
+    for entry in elf.relocations(section.index):
+        if entry.symbol < len(elf.symbols) and not _is_note(elf.isa, entry.kind):
+            symbol = elf.symbols[entry.symbol]
+            target = symbol.value + entry.addend if symbol.section == section.index else None
+            found[entry.offset] = Relocation(entry.kind, target)
+    return Context(found, facts.is_linked, facts.absolute, facts.offsets, facts.is_clang)
 
 
-def function_text(
-    code: bytes, address: int, isa: str, *, relocations: dict[int, Relocation], is_linked: bool
-) -> str:
-    """Disassemble one function into text that `asm.view` reads like a compiler's.
-
-    Args:
-        code: its bytes.
-        address: where they lie in their section (object file) or in memory (linked).
-        isa: `aarch64` or `x86_64`.
-        relocations: of its section, by offset; empty for a linked file.
-        is_linked: addresses are final, so that page addresses stand for symbols.
-    """
-    end = address + len(code)
-    instructions = list(_disassemble(code, address, isa))
-    if isa == "aarch64":
-        written = _written_aarch64(instructions, relocations, is_linked=is_linked)
-    else:
-        written = _written_x86_64(instructions, relocations, code, address)
-    lines: list[tuple[int, str]] = []
-    labels: set[int] = set()
-    for instruction, (text, target) in zip(instructions, written, strict=True):
-        if _PADDING.match(text):
-            text, target = "", None  # the label stays
-        if target is not None and address <= target < end:
-            labels.add(target)
-            text += f".L{target}"
-        elif target is not None:
-            text += _SYMBOL
-        lines.append((instruction.address, text))
-    return "".join(f".L{at}:\n\t{text}\n" if at in labels else f"\t{text}\n" for at, text in lines)
-
-
-_PADDING = re.compile(r"(?:data16 |cs )*nop|xchgw %ax, %ax")
-"""What assemblers align loops with; compilers never wrote it."""
-
-Written = tuple[str, int | None]
-"""An instruction's text, and the address of the label that it ends with; None where it is whole."""
-
-
-@cache
-def _disassembler(isa: str, *, detail: bool) -> Any:
-    import capstone
-
-    if isa == "aarch64":
-        engine = capstone.Cs(capstone.CS_ARCH_ARM64, capstone.CS_MODE_ARM)
-    else:
-        engine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
-        engine.syntax = capstone.CS_OPT_SYNTAX_ATT
-    engine.detail = detail
-    engine.skipdata = not detail  # bytes that are no instruction become .byte, which `view` passes over
-    return engine
-
-
-def _disassemble(code: bytes, address: int, isa: str) -> Iterator[Instruction]:
-    for item in _disassembler(isa, detail=False).disasm_lite(code, address):
-        yield Instruction(*item)
-
-
-_AARCH64_JUMP = re.compile(r"b|bl|b\.\w+|cbn?z|tbn?z|adr")
-_AARCH64_BASE = re.compile(r"\[(x\d+|sp)(?:, #-?\w+)?\]")
-_AARCH64_WRAPPED = re.compile(r"#0x(f[0-9a-f]{15})\b")
-"""A negative number as capstone prints some of them."""
-
-
-def _written_aarch64(
-    instructions: Iterable[Instruction], relocations: dict[int, Relocation], *, is_linked: bool
-) -> Iterator[Written]:
-    pages: set[str] = set()  # registers that hold a symbol's page, in a linked file
-    for at, _, mnemonic, operands in instructions:
-        operands = _AARCH64_WRAPPED.sub(lambda match: f"#{int(match[1], 16) - (1 << 64)}", operands)
-        relocation = relocations.get(at)
-        is_jump = bool(_AARCH64_JUMP.fullmatch(mnemonic))
-        if is_jump or (mnemonic in ("ldr", "ldrsw") and "[" not in operands):
-            head, _, last = f"{mnemonic} {operands}".rpartition(" ")
-            target = relocation.target if relocation else int(last.removeprefix("#"), 0)
-            yield (f"{head} ", -1 if target is None else target)
-        elif mnemonic == "adrp":
-            register = operands.partition(",")[0]
-            pages.add(register)
-            yield f"adrp {register}, {_SYMBOL}", None
-        elif (relocation and not _is_call_marker(relocation)) or (
-            is_linked and _uses_page(mnemonic, operands, pages)
-        ):
-            yield f"{mnemonic} {_low_12_bits(operands)}", None
-        else:
-            yield f"{mnemonic} {operands}", None
-        destination = operands.partition(",")[0]
-        if mnemonic != "adrp" and not mnemonic.startswith(("st", "cmp", "tst")):
-            pages.discard(destination)
-
-
-def _is_call_marker(relocation: Relocation) -> bool:
-    return relocation.kind == 569  # R_AARCH64_TLSDESC_CALL changes nothing
-
-
-def _uses_page(mnemonic: str, operands: str, pages: set[str]) -> bool:
-    base = _AARCH64_BASE.search(operands)
-    if base:
-        return base[1] in pages
-    parts = operands.split(", ")
-    return mnemonic == "add" and len(parts) == 3 and parts[1] in pages and parts[2].startswith("#")
-
-
-def _low_12_bits(operands: str) -> str:
-    """The operands with the symbol in place of the offset: `x0, [x0, :lo12:SYM]`, `x0, x0, :lo12:SYM`."""
-    reference = f":lo12:{_SYMBOL}"
-    if "[" in operands:
-        return _AARCH64_BASE.sub(lambda base: f"[{base[1]}, {reference}]", operands)
-    head, comma, shift = operands.partition(", lsl")
-    return f"{head.rpartition(', ')[0]}, {reference}{comma}{shift}"
-
-
-_X86_JUMP = re.compile(r"(?:\w+ )*(?:callq?|jmpq?|j[a-z]{1,4}|loopn?e?|xbegin)")
-_X86_RIP = re.compile(r"[-\w]*\(%rip\)")
-_X86_IMMEDIATE = re.compile(r"\$-?\w+")
-_X86_MEMORY = re.compile(r"(?<![$\w%])-?(?:0x[0-9a-f]+|\d+)?(?=\()|(?<![$\w%(])(?:0x[0-9a-f]+|\d+)(?![\w)(])")
-_R_X86_64_PC_RELATIVE = frozenset(
-    (2, 4, 9, 22, 41, 42)
-)  # PC32 PLT32 GOTPCREL GOTTPOFF GOTPCRELX REX_GOTPCRELX
-
-
-def _written_x86_64(
-    instructions: Iterable[Instruction], relocations: dict[int, Relocation], code: bytes, address: int
-) -> Iterator[Written]:
-    for instruction in instructions:
-        at, size, mnemonic, operands = instruction
-        inside = [offset for offset in range(at + 1, at + size) if offset in relocations]
-        if _X86_JUMP.fullmatch(mnemonic) and not operands.startswith("*"):
-            target: int | None = int(operands, 0)
-            for offset in inside:
-                target = _displaced(relocations[offset], offset, at + size)
-            yield (f"{mnemonic} ", -1 if target is None else target)
-            continue
-        if inside:
-            operands = _with_symbols(instruction, inside, code[at - address :][:size])
-        yield f"{mnemonic} {_X86_RIP.sub(f'{_SYMBOL}(%rip)', operands)}", None
-
-
-def _displaced(relocation: Relocation, offset: int, next_address: int) -> int | None:
-    """Where a relocated PC-relative operand points: its addend counts from the operand, not from the end."""
-    if relocation.target is None:
-        return None
-    return relocation.target + (next_address - offset if relocation.kind in _R_X86_64_PC_RELATIVE else 0)
-
-
-def _with_symbols(instruction: Instruction, inside: list[int], code: bytes) -> str:
-    """The operands with symbols in place of what the linker is to fill in."""
-    detail = next(_disassembler("x86_64", detail=True).disasm(code, instruction.address, 1), None)
-    operands = instruction.operands
-    for offset in inside:
-        if detail is not None and detail.imm_offset == offset - instruction.address:
-            operands = _X86_IMMEDIATE.sub(f"${_SYMBOL}", operands, count=1)
-        elif "(%rip)" not in operands:
-            operands = _X86_MEMORY.sub(_SYMBOL, operands, count=1)
-    return operands
+def _is_note(isa: str, kind: int) -> bool:
+    """R_RISCV_ALIGN and R_RISCV_RELAX stand beside the relocation that counts."""
+    return isa == "riscv64" and kind in (43, 51)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from asmtrain.cli_eval import add_eval
-from asmtrain.cli_search import add_embed, add_search
+from asmtrain.cli_search import add_embed, add_index, add_serve
 from asmtrain.errors import UserFacingError
 
 _EXAMPLES = """examples:
@@ -26,8 +26,9 @@ _EXAMPLES = """examples:
   asmtrain export runs/demo/train --output runs/demo/export
   asmtrain eval retrieval --model runs/demo/export/embedding --corpus runs/demo/corpus --output runs/demo/eval
   asmtrain eval leaks runs/demo/corpus
-  asmtrain embed runs/demo/corpus --model runs/demo/export/embedding --output runs/demo/index
-  asmtrain search function.s --index runs/demo/index
+  asmtrain index build runs/demo/corpus --model runs/demo/export/embedding --output runs/demo/index
+  asmtrain index search runs/demo/index library.so --function parse_header
+  asmtrain serve runs/demo/index
   asmtrain report runs/demo/train --evaluation runs/demo/eval
   asmtrain doctor
   srun asmtrain doctor --cluster --config configs/train/codellama-7b.yaml
@@ -59,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (
-        *(_add_train, _add_export, add_eval, add_embed, add_search),
+        *(_add_train, _add_export, add_eval, add_embed, add_index, add_serve),
         *(_add_report, _add_doctor, _add_selfcheck),
     ):
         add(commands)

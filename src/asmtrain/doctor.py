@@ -37,6 +37,7 @@ _TOOLS = (
     ("meson", "projects that build with Meson", "meson ninja-build"),
     ("autoreconf", "projects without a ready configure", "autoconf automake libtool"),
     ("dpkg-source", "Debian source packages", "dpkg-dev"),
+    ("chromium", "pictures of pages (docs/*.py) and the test of asmtrain serve", "chromium"),
     ("git", "sources in git; names the commit in provenance.json", "git"),
 )
 

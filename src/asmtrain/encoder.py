@@ -110,6 +110,21 @@ def identity(folder: Path) -> str:
     return _identity(folder, _settings(folder)["dense"])
 
 
+def default_model() -> Path:
+    """The folder of the model that comes with the package.
+
+    Raises:
+        ModelError: this installation has none.
+    """
+    folder = Path(__file__).with_name("shipped")
+    if not (folder / "modules.json").is_file():
+        raise ModelError(
+            f"no model comes with this installation ({folder} is missing)",
+            remedy="name one with --model: the embedding/ folder that asmtrain export wrote",
+        )
+    return folder
+
+
 def untrained_twin(folder: Path, *, seed: int) -> Encoder:
     """The model of an `embedding/` folder with fresh random weights: what training is measured against.
 

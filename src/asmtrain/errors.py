@@ -7,6 +7,7 @@ UserFacingError
     +-- ExportError          an export that failed its own verification
     +-- BinaryError          an assembly or object file that cannot be read
     +-- VectorIndexError     a vector index that is damaged or was made by another model
+    +-- ServeError           an address that cannot be listened on
     +-- LaunchError          ranks, devices or launcher that do not fit the config
     +-- UnstableError        a loss or gradient norm that a run must not go on with
     +-- LeakError            an attention that lets packed documents see each other
@@ -24,6 +25,7 @@ __all__ = [
     "LaunchError",
     "LeakError",
     "ModelError",
+    "ServeError",
     "UnstableError",
     "UserFacingError",
     "VectorIndexError",
@@ -52,6 +54,10 @@ class BinaryError(AsmtrainError):
 
 class VectorIndexError(AsmtrainError):
     """A vector index that is damaged or was made by another model."""
+
+
+class ServeError(AsmtrainError):
+    """An address that cannot be listened on."""
 
 
 class LaunchError(AsmtrainError):

@@ -1,265 +1,381 @@
-"""A vector index of functions: embed a corpus or files once, then find the neighbours of any function.
+"""Make a vector index and let it grow: corpora and files in, the folder that `store` describes out.
 
-    INDEX/index.json       which model made it (path and hash), how many vectors, how long; written last
-    INDEX/vectors.npy      unit vectors (N, D), float32, memory-mapped when searched
-    INDEX/functions.jsonl  a line a vector: project, file, name, variant, key
-
-Search is exact: one product of all vectors with the query. At 128 dimensions a million functions take half
-a second on one core and 512 MB on disk, and no neighbour is ever missed, as an approximate index would.
-Invariant: vectors of different models are never compared. Cost: embedding, once a distinct body.
+Each distinct body is embedded once, also over several runs. Functions are written to the database as they are
+read and embedded from there, a chunk at a time, so memory does not grow with the index, but for the graph.
+Invariant: killed at any moment, the folder holds the index it held before, or the new one. A new data folder
+is filled beside the old one, synced, named in `index.json`; leftovers go with the next run.
+Cost: embedding; adding copies the old data (1.5 GB at a million bodies) and puts new vectors into the graph.
 """
 
-import difflib
+import contextlib
+import errno
+import fcntl
+import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+import os
+import shutil
+import sqlite3
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
 from rich import box
 from rich.table import Table
 
 from asmtrain import terminal
-from asmtrain.binary import BinaryFunction, functions_in
-from asmtrain.encoder import Encoder, Vectors, embed_texts, load_encoder
+from asmtrain.embed import Failure, read_files
+from asmtrain.encoder import Encoder, Vectors, default_model, embed_texts, load_encoder
 from asmtrain.errors import BinaryError, VectorIndexError
+from asmtrain.store import (
+    FUNCTIONS,
+    GRAPH,
+    VECTORS,
+    Entry,
+    IndexMeta,
+    VectorIndex,
+    its_encoder,
+    load,
+    new_graph,
+    packed,
+    read_meta,
+    unpacked,
+)
 from corpus_builder.asm import view
-from corpus_builder.errors import EmptyCorpus
+from corpus_builder.errors import EmptyCorpus, OutputError
 from corpus_builder.record import Variant
 from corpus_builder.shards import atomic_output, load_index, read_shard
 
-_REMEDY = "build it again with asmtrain embed"
+_TEXTS_PER_CHUNK = 1 << 15
+_SCHEMA = """
+CREATE TABLE body (id INTEGER PRIMARY KEY, sha256 BLOB NOT NULL UNIQUE, text BLOB NOT NULL);
+CREATE TABLE source (id INTEGER PRIMARY KEY, sha256 BLOB NOT NULL UNIQUE, text BLOB NOT NULL);
+CREATE TABLE function (
+    id INTEGER PRIMARY KEY, sha256 BLOB NOT NULL UNIQUE, body INTEGER NOT NULL, source INTEGER,
+    isa TEXT NOT NULL, project TEXT NOT NULL, entry TEXT NOT NULL
+);
+CREATE INDEX function_of_body ON function (body);
+CREATE INDEX function_of_project ON function (project, isa, body);
+"""
 
 
-class IndexMeta(BaseModel):
-    """`index.json`."""
+class Given(NamedTuple):
+    """A function to be stored."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    schema_version: int = 1
-    model: str
-    """Folder of the model, as it was when the index was built."""
-    model_sha256: str
-    num_vectors: int
-    dim: int
+    entry: Entry
+    view: str
+    source: str
 
 
-@dataclass(frozen=True)
-class Entry:
-    """What a vector stands for."""
+@dataclass
+class Tally:
+    """What became of the inputs."""
 
-    project: str
-    """Empty for a function that came from a file."""
-    file: str
-    name: str
-    variant: str
-    """The ISA alone for a function that came from a file."""
-    key: str
-
-
-@dataclass(frozen=True)
-class VectorIndex:
-    """An index that is open for search."""
-
-    meta: IndexMeta
-    vectors_ND: Vectors
-    lines: list[str]
-    """Of `functions.jsonl`."""
-
-    def entry(self, position: int) -> Entry:
-        """What the vector at a position stands for."""
-        return Entry(**json.loads(self.lines[position]))
+    functions: int = 0
+    """New ones."""
+    known: int = 0
+    """That the index held before."""
+    failed: list[Failure] = field(default_factory=list)
 
 
 def run_build(
-    inputs: Sequence[Path], model: Path, output: Path, *, variants: Sequence[str] = ("*.o2",)
-) -> None:
-    """Embed corpora (their functions in `variants`, globs) and `.s` or ELF files into an index.
+    inputs: Sequence[Path], output: Path, *, model: Path | None = None, variants: Sequence[str] = ("*.o2",)
+) -> int:
+    """Embed corpora (their functions in `variants`, globs) and files into an index; replaces what was there.
+
+    Returns 0, or 2 if some file could not be read: each is told in a line, and the others are indexed.
 
     Raises:
-        ModelError, BinaryError, ShardError: an input cannot be read.
+        ModelError, ShardError: the model or a corpus cannot be read.
         EmptyCorpus: no function matches.
     """
+    model = model or default_model()
     encoder = load_encoder(model)
-    positions: dict[str, int] = {}  # of a view among the texts to embed: equal bodies are embedded once
-    entries, rows = [], []
-    for path in inputs:
-        for entry, text in _functions_of(path, variants):
-            entries.append(entry)
-            rows.append(positions.setdefault(text, len(positions)))
-    if not entries:
-        raise EmptyCorpus(
-            f"no function matches {', '.join(variants)} in {', '.join(map(str, inputs))}",
-            remedy="see the corpus's variants with corpus-builder stats",
-        )
-    with terminal.progress_bar("embedding", len(positions)) as advance:
-        vectors_ND = embed_texts(encoder, list(positions), progress=advance)[rows]
-    save(output, vectors_ND, entries, model=model, encoder=encoder)
+    with _locked(output):
+        return _grow(output, None, inputs, variants=variants, encoder=encoder, model=model)
+
+
+def run_add(
+    index: Path, inputs: Sequence[Path], *, model: Path | None = None, variants: Sequence[str] = ("*.o2",)
+) -> int:
+    """Embed more into an index, by the model that made it; what it holds already is not added again.
+
+    Returns as `run_build`.
+
+    Raises:
+        VectorIndexError: there is no index, or another model made it.
+        ShardError, EmptyCorpus: as `run_build`.
+    """
+    read_meta(index)  # a folder that holds none gets no lock file
+    with _locked(index), contextlib.closing(load(index)) as old:
+        encoder = its_encoder(index, old.meta, model)
+        place = model or Path(old.meta.model)
+        return _grow(index, old, inputs, variants=variants, encoder=encoder, model=place)
+
+
+def run_info(index: Path, *, as_json: bool = False) -> int:
+    """Print what an index holds and which model made it.
+
+    Raises:
+        VectorIndexError: there is none, or it is damaged.
+    """
+    with contextlib.closing(load(index)) as opened:
+        found = described(opened)
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return 0
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=False)
+    for name, value in found.items():
+        rows = value.items() if isinstance(value, dict) else [("", value)]
+        for number, (key, item) in enumerate(rows):
+            shown = f"{item:,}" if isinstance(item, int) else str(item)
+            table.add_row("" if number else name, terminal.plain(f"{key} {shown}".strip()))
+    terminal.console().print(table)
+    return 0
+
+
+def described(opened: VectorIndex) -> dict[str, str | int | dict[str, int]]:
+    """What an index holds, for people and programs."""
+    meta = opened.meta
+    return {
+        "index": str(opened.folder),
+        "model": meta.model,
+        "model_sha256": meta.model_sha256,
+        "dim": meta.dim,
+        "functions": meta.num_functions,
+        "distinct_bodies": meta.num_bodies,
+        "size_bytes": sum(meta.size_bytes.values()),
+        "isas": opened.counts("isa"),
+        "projects": {name or "(files)": count for name, count in opened.counts("project").items()},
+    }
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One writer at a time; failures to write become ours."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / ".lock", "wb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+    except BlockingIOError:
+        raise VectorIndexError(
+            f"another process is writing to index {folder}", remedy="wait until it is done"
+        ) from None
+    except (OSError, sqlite3.OperationalError) as error:
+        full = getattr(error, "errno", None) == errno.ENOSPC or "full" in str(error)
+        remedy = "free some space" if full else "check the path and its permissions"
+        raise OutputError(f"cannot write {folder}: {error}", remedy=remedy) from error
+
+
+def _grow(
+    folder: Path,
+    old: VectorIndex | None,
+    inputs: Sequence[Path],
+    *,
+    variants: Sequence[str],
+    encoder: Encoder,
+    model: Path,
+) -> int:
+    """Fill a new data folder with the old index, if any, and the inputs; then make it the index."""
+    data = _next_data(folder)
+    data.mkdir()
+    try:
+        tally = _store(data / FUNCTIONS, old, inputs, variants)
+        if not tally.functions + tally.known:
+            raise _nothing(tally, inputs, variants)
+        vectors_MD = _write_vectors(data, old, encoder)
+        _write_graph(data / GRAPH, old, vectors_MD)
+        meta = _published(folder, data, tally, old, vectors_MD, encoder=encoder, model=model)
+    except BaseException:
+        shutil.rmtree(data, ignore_errors=True)
+        raise
+    for name in _data_folders(folder) - {data}:
+        shutil.rmtree(name, ignore_errors=True)
+    known = f", {tally.known:,} were there already" if tally.known else ""
     terminal.console().print(
-        f"{output}: {len(entries):,} functions, {len(positions):,} distinct bodies, {encoder.dim} dimensions"
+        f"{folder}: {tally.functions:,} functions added{known}; it holds {meta.num_functions:,} functions, "
+        f"{meta.num_bodies:,} distinct bodies, {meta.dim} dimensions",
+        markup=False,
+    )
+    return _complain(tally)
+
+
+def _nothing(tally: Tally, inputs: Sequence[Path], variants: Sequence[str]) -> BinaryError | EmptyCorpus:
+    """The error to end with where no input gave a function."""
+    if tally.failed:
+        last = tally.failed.pop()
+        _complain(tally)
+        return last.error
+    return EmptyCorpus(
+        f"no function matches {', '.join(variants)} in {', '.join(map(str, inputs))}",
+        remedy="see the corpus's variants with corpus-builder stats",
     )
 
 
-def _functions_of(path: Path, variants: Sequence[str]) -> Iterator[tuple[Entry, str]]:
-    """The functions of a corpus folder or a file, with their views."""
-    if not path.is_dir():
-        for function in functions_in(path):
-            yield Entry("", str(path), function.name, function.isa, ""), function.view
-        return
+def _data_folders(folder: Path) -> set[Path]:
+    return {path for path in folder.glob("data-*") if path.name.removeprefix("data-").isdigit()}
+
+
+def _next_data(folder: Path) -> Path:
+    """A name that no data folder has; those that no index names are removed."""
+    with contextlib.suppress(VectorIndexError):
+        for path in _data_folders(folder) - {folder / read_meta(folder).data}:
+            shutil.rmtree(path)
+    numbers = (int(path.name.removeprefix("data-")) for path in _data_folders(folder))
+    return folder / f"data-{max(numbers, default=-1) + 1}"
+
+
+def _complain(tally: Tally) -> int:
+    for failure in tally.failed:
+        print(f"error: {failure.line()}", file=sys.stderr)
+    return 2 if tally.failed else 0
+
+
+def _published(
+    folder: Path,
+    data: Path,
+    tally: Tally,
+    old: VectorIndex | None,
+    vectors_MD: Vectors,
+    *,
+    encoder: Encoder,
+    model: Path,
+) -> IndexMeta:
+    """Sync the data and name it in `index.json`."""
+    for name in (VECTORS, GRAPH, FUNCTIONS, "."):
+        descriptor = os.open(data / name, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    meta = IndexMeta(
+        model=str(model.resolve()),
+        model_sha256=encoder.sha256,
+        dim=encoder.dim,
+        num_functions=tally.functions + (old.meta.num_functions if old else 0),
+        num_bodies=len(vectors_MD),
+        data=data.name,
+        size_bytes={name: (data / name).stat().st_size for name in (VECTORS, GRAPH, FUNCTIONS)},
+    )
+    with atomic_output(folder / "index.json") as stream:
+        stream.write((meta.model_dump_json(indent=1) + "\n").encode())
+    return meta
+
+
+# Functions into the database.
+
+
+def _store(path: Path, old: VectorIndex | None, inputs: Sequence[Path], variants: Sequence[str]) -> Tally:
+    """Write the functions of all inputs."""
+    if old is not None:
+        shutil.copyfile(old.folder / old.meta.data / FUNCTIONS, path)
+    tally = Tally()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        # Until index.json names this file it is nothing, and then it is synced.
+        database.execute("PRAGMA journal_mode = OFF")
+        database.execute("PRAGMA synchronous = OFF")
+        if old is None:
+            database.executescript(_SCHEMA)
+        database.execute("BEGIN")
+        for given in _functions_of(inputs, variants, tally):
+            _insert(database, given, tally)
+        database.execute("COMMIT")
+    return tally
+
+
+def _insert(database: sqlite3.Connection, given: Given, tally: Tally) -> None:
+    entry = json.dumps(asdict(given.entry))
+    body = _text_id(database, "body", given.view)
+    source = _text_id(database, "source", given.source) if given.source else None
+    new = database.execute(
+        "INSERT OR IGNORE INTO function (sha256, body, source, isa, project, entry) VALUES (?,?,?,?,?,?)",
+        (_sha256(f"{body} {entry}"), body, source, given.entry.isa, given.entry.project, entry),
+    ).rowcount
+    tally.functions += new
+    tally.known += 1 - new
+
+
+def _text_id(database: sqlite3.Connection, table: str, text: str) -> int:
+    """Number of a text in its table, from 0 on without a gap; it is put there if it is new."""
+    sha256 = _sha256(text)
+    found = database.execute(f"SELECT id FROM {table} WHERE sha256 = ?", (sha256,)).fetchone()
+    if found is None:
+        found = database.execute(
+            f"INSERT INTO {table} SELECT ifnull(max(id) + 1, 0), ?, ? FROM {table} RETURNING id",
+            (sha256, packed(text)),
+        ).fetchone()
+    number: int = found[0]
+    return number
+
+
+def _sha256(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+def _functions_of(inputs: Sequence[Path], variants: Sequence[str], tally: Tally) -> Iterator[Given]:
+    """The functions of all corpora, then of all files; files that cannot be read are noted."""
+    for path in inputs:
+        if path.is_dir():
+            yield from _functions_of_corpus(path, variants)
+    for result in read_files([path for path in inputs if not path.is_dir()]):
+        if isinstance(result, Failure):
+            tally.failed.append(result)
+            continue
+        file = str(result.path)
+        for function in result.functions:
+            origin = ("", file, function.member, function.name, function.isa, function.isa)
+            place = (function.address, function.size, result.sha256)
+            yield Given(Entry(*origin, *place), function.view, "")
+
+
+def _functions_of_corpus(path: Path, variants: Sequence[str]) -> Iterator[Given]:
     for shard in load_index(path).shards:
         for record in read_shard(path / shard.name):
             for name, text in record.assembly.items():
                 if any(fnmatchcase(name, pattern) for pattern in variants):
-                    meta = record.meta
-                    entry = Entry(meta.project, meta.file, meta.name, name, record.key)
-                    yield entry, view(text, Variant.parse(name).isa)
+                    meta, isa = record.meta, Variant.parse(name).isa
+                    entry = Entry(
+                        meta.project, meta.file, "", meta.name, isa, name, None, None, key=record.key
+                    )
+                    yield Given(entry, view(text, isa), record.source)
 
 
-def save(
-    folder: Path, vectors_ND: Vectors, entries: Iterable[Entry], *, model: Path, encoder: Encoder
-) -> None:
-    """Write an index; until its last file is there, the folder holds none.
-
-    Raises:
-        OutputError: the disk is full, or the folder cannot be written.
-    """
-    (folder / "index.json").unlink(missing_ok=True)
-    with atomic_output(folder / "vectors.npy") as stream:
-        np.save(stream, vectors_ND)
-    with atomic_output(folder / "functions.jsonl") as stream:
-        for entry in entries:
-            stream.write((json.dumps(asdict(entry)) + "\n").encode())
-    meta = IndexMeta(
-        model=str(model.resolve()),
-        model_sha256=encoder.sha256,
-        num_vectors=len(vectors_ND),
-        dim=encoder.dim,
-    )
-    with atomic_output(folder / "index.json") as stream:
-        stream.write((meta.model_dump_json(indent=1) + "\n").encode())
+# Vectors.
 
 
-def load(folder: Path) -> VectorIndex:
-    """Open an index.
+def _write_vectors(data: Path, old: VectorIndex | None, encoder: Encoder) -> Vectors:
+    """The old vectors, then those of the bodies that are new."""
+    with contextlib.closing(sqlite3.connect(data / FUNCTIONS)) as database:
+        (num_bodies,) = database.execute("SELECT count(*) FROM body").fetchone()
+        num_old = old.meta.num_bodies if old else 0
+        vectors_MD = np.lib.format.open_memmap(
+            data / VECTORS, mode="w+", dtype=np.float32, shape=(num_bodies, encoder.dim)
+        )
+        if old is not None:
+            vectors_MD[:num_old] = old.vectors_MD
+        with terminal.progress_bar("embedding", num_bodies - num_old) as advance:
+            for start in range(num_old, num_bodies, _TEXTS_PER_CHUNK):
+                rows = database.execute(
+                    "SELECT text FROM body WHERE id >= ? AND id < ? ORDER BY id",
+                    (start, start + _TEXTS_PER_CHUNK),
+                )
+                texts = [unpacked(text) for (text,) in rows]
+                vectors_MD[start : start + len(texts)] = embed_texts(encoder, texts, progress=advance)
+    vectors_MD.flush()
+    return vectors_MD
 
-    Raises:
-        VectorIndexError: there is none, or its files do not fit each other.
-    """
+
+def _write_graph(path: Path, old: VectorIndex | None, vectors_MD: Vectors) -> None:
+    """The old graph with the new vectors in it."""
+    graph = new_graph(vectors_MD.shape[1])
+    if old is not None:
+        graph.load(old.folder / old.meta.data / GRAPH)
+    new = np.arange(len(graph), len(vectors_MD), dtype=np.uint64)
+    if len(new):
+        graph.add(new, vectors_MD[len(graph) :])
     try:
-        meta = IndexMeta.model_validate_json((folder / "index.json").read_bytes())
-        vectors_ND = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
-        lines = (folder / "functions.jsonl").read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise VectorIndexError(
-            f"{folder} holds no index: {Path(error.filename).name} is missing", remedy=_REMEDY
-        ) from None
-    except (OSError, ValueError, ValidationError) as error:
-        reason = str(error).splitlines()[0]
-        raise VectorIndexError(f"index {folder} is damaged: {reason}", remedy=_REMEDY) from None
-    if vectors_ND.shape != (meta.num_vectors, meta.dim) or len(lines) != meta.num_vectors:
-        raise VectorIndexError(
-            f"index {folder} is damaged: it records {meta.num_vectors} vectors of {meta.dim}, "
-            f"its files hold {' x '.join(map(str, vectors_ND.shape))} and {len(lines)} functions",
-            remedy=_REMEDY,
-        )
-    return VectorIndex(meta, vectors_ND, lines)
-
-
-def nearest(
-    vectors_ND: Vectors, query_D: Vectors, top: int, *, rows_per_block: int = 1 << 16
-) -> list[tuple[int, float]]:
-    """Positions and cosines of the `top` vectors nearest to a query, best first; ties by position."""
-    found: list[tuple[float, int]] = []
-    for start in range(0, len(vectors_ND), rows_per_block):
-        cosines = vectors_ND[start : start + rows_per_block] @ query_D
-        best = np.argsort(-cosines, kind="stable")[:top]
-        found += [(-float(cosines[at]), start + int(at)) for at in best]
-    return [(position, -negative) for negative, position in sorted(found)[:top]]
-
-
-def run_search(
-    file: Path,
-    index: Path,
-    *,
-    function: str | None = None,
-    top: int = 5,
-    model: Path | None = None,
-    as_json: bool = False,
-) -> None:
-    """Print the nearest neighbours of one function of a `.s` or ELF file.
-
-    Args:
-        file: where the function is.
-        index: folder that `run_build` wrote.
-        function: its name; needed where the file holds several.
-        top: neighbours shown.
-        model: the embedding folder, if it no longer lies where it was when the index was built.
-        as_json: print JSON instead of a table.
-
-    Raises:
-        BinaryError: the file holds no such function.
-        VectorIndexError: the index is damaged, or another model made it.
-    """
-    asked = _chosen(file, functions_in(file), function)
-    opened = load(index)
-    encoder = _its_encoder(opened.meta, index, model)
-    query_D = embed_texts(encoder, [asked.view])[0]
-    found = [
-        {"rank": rank, "similarity": round(cosine, 6)} | asdict(opened.entry(position))
-        for rank, (position, cosine) in enumerate(nearest(opened.vectors_ND, query_D, top), 1)
-    ]
-    if as_json:
-        query = {"file": str(file), "name": asked.name, "isa": asked.isa}
-        print(json.dumps({"query": query, "neighbours": found}, indent=1))
-    else:
-        terminal.console().print(_table(f"Nearest to {asked.name} ({asked.isa}) of {file}", found))
-
-
-def _chosen(file: Path, functions: Sequence[BinaryFunction], name: str | None) -> BinaryFunction:
-    by_name = {function.name: function for function in functions}
-    if name is None and len(functions) == 1:
-        return functions[0]
-    listed = ", ".join(sorted(by_name)[:8]) + (", .." if len(by_name) > 8 else "")
-    if name is None:
-        raise BinaryError(
-            f"{file} holds {len(functions)} functions: {listed}", remedy="choose one with --function NAME"
-        )
-    if name not in by_name:
-        near = difflib.get_close_matches(name, by_name, n=1)
-        raise BinaryError(
-            f"{file} has no function {name!r}",
-            remedy=f"did you mean {near[0]}?" if near else f"it has {listed}",
-        )
-    return by_name[name]
-
-
-def _its_encoder(meta: IndexMeta, index: Path, model: Path | None) -> Encoder:
-    """The model that made the index, and no other."""
-    folder = model or Path(meta.model)
-    if not folder.is_dir():
-        raise VectorIndexError(
-            f"the model of index {index} is gone from {folder}", remedy="say where it is with --model FOLDER"
-        )
-    encoder = load_encoder(folder)
-    if encoder.sha256 != meta.model_sha256:
-        raise VectorIndexError(
-            f"index {index} was made by model {meta.model_sha256[:12]}, {folder} is {encoder.sha256[:12]}: "
-            "vectors of different models cannot be compared",
-            remedy="build the index again with this model, or name the one that made it with --model FOLDER",
-        )
-    return encoder
-
-
-def _table(title: str, found: Sequence[dict[str, Any]]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("", justify="right")
-    table.add_column("similarity", justify="right")
-    for heading in ("project", "file", "function", "variant"):
-        table.add_column(heading, overflow="fold")
-    for row in found:
-        texts = [row[field] for field in ("project", "file", "name", "variant")]
-        table.add_row(str(row["rank"]), f"{row['similarity']:.3f}", *texts)
-    return table
+        graph.save(path)
+    except RuntimeError as error:
+        raise OSError(str(error)) from None

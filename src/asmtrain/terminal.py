@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 _WIDTH_OF_A_FILE = 110
 
@@ -15,6 +16,11 @@ def console(*, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else _WIDTH_OF_A_FILE
     return Console(file=stream, width=width, highlight=False)
+
+
+def plain(text: str) -> Text:
+    """A text from a file that nobody vouches for: no markup, and nothing that a terminal would obey."""
+    return Text("".join(letter if letter.isprintable() else "?" for letter in text))
 
 
 @contextmanager

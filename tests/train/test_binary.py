@@ -77,7 +77,7 @@ def test_one_cleaned_function_needs_no_type_line(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("missing.s", None, "cannot read"),
-        ("empty.s", b"", "names none of their registers"),
+        ("empty.s", b"", "is empty"),
         ("prose.s", b"once upon a time\n", "names none of their registers"),
         ("bytes.o", b"\x00\x01\x02", "neither an ELF file nor assembler text"),
         ("header.o", b"\x7fELF", "damaged ELF file"),
