@@ -123,7 +123,7 @@ def build(
     """Assembler texts, and the file linked from them."""
     compiling, linking = KINDS[kind]
     driver = [f"{TRIPLES[isa]}-gcc"]
-    front = driver if compiler == "gcc" else ["clang-19", f"--target={TRIPLES[isa]}"]
+    front = driver if compiler == "gcc" else ["clang-19", f"--target={TRIPLES[isa]}", "-fno-addrsig"]
 
     def compiled(number: int) -> Path:
         source, flags = units[number]
