@@ -26,6 +26,7 @@ from rich.table import Table
 
 from asmtrain.binary import functions_in
 from asmtrain.encoder import Encoder, embed_texts, load_encoder
+from asmtrain.machine.elf import FUNC, read_elf
 from corpus_builder.config import CorpusConfig, load_config
 from corpus_builder.sources import fetch, units_of
 
@@ -94,6 +95,7 @@ def measure(
         texts, whole = build(units, folder, **row)
         stripped = folder / "stripped"
         subprocess.run([f"{TRIPLES[isa]}-strip", "-o", stripped, whole], check=True)
+        named = {symbol.value for symbol in read_elf(whole.read_bytes()).symbols if symbol.kind == FUNC}
         truth = {function.address: function.name for function in functions_in(whole)}
         found = {function.address: function.view for function in functions_in(stripped)}
         expected: dict[str, set[str]] = {}
@@ -108,7 +110,7 @@ def measure(
     result = {
         "functions": len(truth),
         "found": len(truth.keys() & found.keys()) / len(truth),
-        "false": len(found.keys() - truth.keys()) / len(found),
+        "false": len(found.keys() - named) / len(found),
         "compared": len(pairs),
         "same_view": sum(one == other for one, other in pairs) / max(1, len(pairs)),
     }
@@ -121,7 +123,7 @@ def build(
     """Assembler texts, and the file linked from them."""
     compiling, linking = KINDS[kind]
     driver = [f"{TRIPLES[isa]}-gcc"]
-    front = driver if compiler == "gcc" else ["clang-19", f"--target={TRIPLES[isa]}"]
+    front = driver if compiler == "gcc" else ["clang-19", f"--target={TRIPLES[isa]}", "-fno-addrsig"]
 
     def compiled(number: int) -> Path:
         source, flags = units[number]

@@ -32,8 +32,8 @@ def _spelled(mnemonic: str, operands: str) -> _Spelled:
     if "#0xf" in operands:
         operands = _WRAPPED.sub(lambda match: f"#{int(match[1], 16) - (1 << 64)}", operands)
     destination = operands.partition(",")[0]
-    if mnemonic.startswith(("st", "cmp", "tst")):
-        destination = ""
+    if mnemonic.startswith(("st", "cmp", "tst")) or (mnemonic in ("ldp", "ldr") and "[sp" in operands):
+        destination = ""  # an epilogue's loads: code behind its return has the registers as they were
     if _JUMP.fullmatch(mnemonic) or (mnemonic in ("ldr", "ldrsw") and "[" not in operands):
         head, _, last = f"{mnemonic} {operands}".rpartition(" ")
         return _Spelled(f"{head} ", int(last.removeprefix("#"), 0), destination, "", operands)

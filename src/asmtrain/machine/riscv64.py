@@ -20,9 +20,14 @@ _JUMP = re.compile(r"j|jal|b(?:eq|ne|lt|ge|gt|le)(?:u|z)?")
 _AGAINST_ZERO = re.compile(r"b(eq|ne|lt|ge|gt|le)z")
 _MEMORY = re.compile(r"(-?\w*)\((\w+)\)$")
 _STORE = re.compile(r"f?s[bhwdq]")
-_INVERSE = {"eq": "ne", "ne": "eq", "lt": "ge", "ge": "lt", "ltu": "geu", "geu": "ltu"}
+_INVERSE = {
+    one: other
+    for pair in (("eq", "ne"), ("lt", "ge"), ("ltu", "geu"), ("gt", "le"), ("gtu", "leu"))
+    for one, other in (pair, pair[::-1])
+}
 _CALL, _CALL_PLT, _GOT, _TLS_IE, _TLS_GD = 18, 19, 20, 21, 22
 _TPREL_ADD = 32
+_BRANCH_REACHES = 4096
 _HIGH = frozenset((20, 21, 22, 23, 26, 29))
 """GOT_HI20, TLS_GOT_HI20, TLS_GD_HI20, PCREL_HI20, HI20, TPREL_HI20."""
 _LOW = frozenset((24, 25, 27, 28, 30, 31))
@@ -156,16 +161,20 @@ def _is_in_offsets(step: Step, low: str, context: Context) -> bool:
 def _far_branch(
     step: Step, following: Step, context: Context, low: int, high: int
 ) -> tuple[int, str, int | None] | None:
-    """A branch out of the function, which the assembler wrote as its inverse around a jump."""
+    """A branch too far for one, or out of the section: the assembler wrote its inverse around a jump."""
     inverse = _INVERSE.get(step.mnemonic[1:].removesuffix("z")) if step.mnemonic[:1] == "b" else None
     if inverse is None or following.mnemonic != "j" or step.jump is None or following.jump is None:
         return None
     target = _target(following, context)
     size = 8 if step.jump == 8 else 6
-    if step.at + step.jump != step.at + size or following.at != step.at + 4 or low <= target < high:
+    if step.at + step.jump != step.at + size or following.at != step.at + 4:
+        return None
+    is_inside = low <= target < high
+    # Once linked, a jump out of the function behind a branch is rather a relaxed `tail`.
+    if context.is_linked if not is_inside else abs(target - step.at) < _BRANCH_REACHES:
         return None
     zero = "z" if step.mnemonic.endswith("z") else ""
-    return step.at, f"b{inverse}{zero} {step.operands}", OUTSIDE
+    return step.at, f"b{inverse}{zero} {step.operands}", target if is_inside else OUTSIDE
 
 
 def _target(step: Step, context: Context) -> int:
