@@ -118,10 +118,10 @@ def measure(
     config = write_config(options, change, seed, folder)
     call("launch/train.sh", config)
     call(BIN / "asmtrain", "export", folder / "train", "--output", folder)
-    model = folder / "embedding"
+    model, dim = folder / "embedding", change.get("dim", stage_of(options)["embedding"]["dim"])
     call(
         *(BIN / "asmtrain", "eval", "retrieval", "--model", f"whole={model}"),
-        *(() if change.get("dim") == CUT else ("--model", f"cut={model}@{CUT}")),
+        *(("--model", f"cut={model}@{CUT}") if dim > CUT else ()),
         *("--corpus", options.corpus, "--output", folder, "--no-bag", "--lanes"),
         *LANES.values(),
     )
