@@ -118,10 +118,10 @@ def measure(
     config = write_config(options, change, seed, folder)
     call("launch/train.sh", config)
     call(BIN / "asmtrain", "export", folder / "train", "--output", folder)
-    model = folder / "embedding"
+    model, dim = folder / "embedding", change.get("dim", stage_of(options)["embedding"]["dim"])
     call(
         *(BIN / "asmtrain", "eval", "retrieval", "--model", f"whole={model}"),
-        *(() if change.get("dim") == CUT else ("--model", f"cut={model}@{CUT}")),
+        *(("--model", f"cut={model}@{CUT}") if dim > CUT else ()),
         *("--corpus", options.corpus, "--output", folder, "--no-bag", "--lanes"),
         *LANES.values(),
     )
@@ -175,15 +175,18 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     base = [row for row in rows if row["name"] == "baseline"]
     if base:
-        spans = [
-            f"{min(row[key] for row in base):.3f}-{max(row[key] for row in base):.3f}" for key in columns
-        ]
+        spans = [span([row[key] for row in base if key in row]) for key in columns]
         lines.append("| " + " | ".join([f"baseline, range of {len(base)} seeds", *spans, "", ""]) + " |")
     for row in rows:
         name = f"baseline, seed {row['seed']}" if row["name"] == "baseline" else row["name"]
         figures = [f"{row[key]:.3f}" if key in row else "" for key in columns]
         lines.append("| " + " | ".join([name, *figures, str(row["steps"]), f"{row['train_s']:.0f}"]) + " |")
     return "\n".join(lines)
+
+
+def span(values: Sequence[float]) -> str:
+    """The least and the greatest."""
+    return f"{min(values):.3f}-{max(values):.3f}" if values else ""
 
 
 def call(*command: object) -> None:

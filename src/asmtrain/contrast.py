@@ -96,9 +96,11 @@ class Contrastive:
             with suppress(EmptyCorpus):
                 caches.append(stage.cache(part, stage.run.validation_split))
                 weights.append(part.weight)
+        if not caches:
+            return None
         try:
             available = sum(map(len, self._pairs(caches, weights, stage.world.size).functions))
-        except (ConfigError, IndexError):
+        except ConfigError:
             return None
         wanted = min(stage.config.eval_rows, available) // stage.world.size * stage.world.size
         batches = [to_device(b, stage.world.device) for b in self._pairs(caches, weights, wanted).step(0)]

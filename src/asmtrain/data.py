@@ -233,10 +233,11 @@ def interleave(weights: npt.NDArray[np.float64], first: int, stop: int) -> tuple
     """Which part gives each global row from `first` to `stop`, and how many rows that part gave before.
 
     The k-th row of a part of weight w is due at time (k + 1/2) / w; rows come in the order of those times,
-    so a prefix of the order never depends on what follows. Weights sum to 1. A part is never more than a row
-    from its share, so the rows well before `first` need not be looked at.
+    so a prefix of the order never depends on what follows. Weights sum to 1. A part is at most half as many
+    rows from its share as there are parts, and one: rows well before `first` need not be looked at.
     """
-    spans = [(max(0, int(first * w) - 2), int(np.ceil(stop * w)) + 2) for w in weights]
+    slack = len(weights) + 2
+    spans = [(max(0, int(first * w) - slack), int(np.ceil(stop * w)) + slack) for w in weights]
     counted = [np.arange(start, end) for start, end in spans]
     due = np.concatenate([(own + 0.5) / w for own, w in zip(counted, weights, strict=True)])
     parts = np.repeat(np.arange(len(weights)), [len(own) for own in counted])

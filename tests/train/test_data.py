@@ -230,11 +230,17 @@ class TestRows:
             given = np.cumsum(parts == part)
             assert np.abs(given - weight * np.arange(1, 3001)).max() <= 1
             assert occurrences[parts == part].tolist() == list(range(given[-1]))
-        for first, stop in ((0, 7), (1, 2), (500, 900), (2990, 3000)):
-            window = interleave(weights, first, stop)
-            assert [part.tolist() for part in window] == [
-                side[first:stop].tolist() for side in (parts, occurrences)
-            ]
+
+    @pytest.mark.parametrize("weights", [[0.61, 0.29, 0.1], [0.91, *[0.01] * 9], [1.0]])
+    def test_any_window_of_a_mixture_is_cut_from_the_whole(self, weights: list[float]) -> None:
+        """Among ten parts nine are due at once, which puts the tenth several rows before its share."""
+        whole = interleave(np.array(weights), 0, 3000)
+        for part, weight in enumerate(weights):
+            assert whole[1][whole[0] == part].tolist() == list(range(int((whole[0] == part).sum())))
+            assert abs(int((whole[0] == part).sum()) - weight * 3000) <= 1 + len(weights) / 2
+        for first, stop in ((0, 7), (1, 2), (45, 55), (500, 900), (2990, 3000)):
+            window = interleave(np.array(weights), first, stop)
+            assert [side.tolist() for side in window] == [side[first:stop].tolist() for side in whole]
 
     def test_each_epoch_of_a_part_reads_every_row_once(self, caches: list[TokenCache]) -> None:
         batches = rows(caches)
