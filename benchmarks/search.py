@@ -77,9 +77,10 @@ def measured(what: str, vectors_ND: Vectors) -> dict[str, Any]:
         graph = new_graph(kept_MD.shape[1], dtype=dtype)
         graph.add(np.arange(len(kept_MD), dtype=np.uint64), kept_MD)
         built = {"build_s": round(time.perf_counter() - started, 2), "graph_bytes": size_of(graph)}
-        ways = {name: lambda some, graph=graph: through_graph(graph, kept_MD, some, TOP)}
-        if name == "graph":
-            ways[f"{name}, its own order"] = lambda some, graph=graph: in_its_own_order(graph, some)
+        ways = {
+            name: lambda some, graph=graph: through_graph(graph, kept_MD, some, TOP),
+            f"{name}, its own order": lambda some, graph=graph: in_its_own_order(graph, some),
+        }
         for way, search in ways.items():
             rows[way] = figures_of(search, queries_QD, truth) | built
             del rows[way]["hits"]
@@ -89,7 +90,9 @@ def measured(what: str, vectors_ND: Vectors) -> dict[str, Any]:
 
 def in_its_own_order(graph: Any, queries_QD: Vectors) -> list[Hits]:
     """What the graph gives, as it gives it."""
-    return [[(int(key), 0.0) for key in graph.search(query_D, TOP).keys] for query_D in queries_QD]
+    matches = graph.search(queries_QD, TOP)
+    each = [matches] if len(queries_QD) == 1 else matches
+    return [[(int(key), 0.0) for key in one.keys] for one in each]
 
 
 def size_of(graph: Any) -> int:

@@ -108,11 +108,13 @@ def nearest(
         some_QD = queries_QD[first : first + _QUERIES_PER_BLOCK]
         hits: list[Hits] = [[] for _ in some_QD]
         for start in range(0, num_rows, rows_per_block):
-            block = np.arange(start, min(start + rows_per_block, num_rows))
-            block = block if rows is None else rows[block]
-            for best, cosines_M in zip(hits, some_QD @ vectors_MD[block].T, strict=True):
-                best += [(int(block[at]), float(cosines_M[at])) for at in _largest(cosines_M, top)]
+            block = slice(start, start + rows_per_block)
+            block_MD = vectors_MD[block if rows is None else rows[block]]
+            for best, cosines_M in zip(hits, some_QD @ block_MD.T, strict=True):
+                best += [(start + int(at), float(cosines_M[at])) for at in _largest(cosines_M, top)]
         found += [sorted(best, key=lambda hit: (-hit[1], hit[0]))[:top] for best in hits]
+    if rows is not None:
+        return [[(int(rows[at]), cosine) for at, cosine in hits] for hits in found]
     return found
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, Query, Request
+from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup, escape
 from pydantic import BaseModel, ConfigDict
 from pygments import highlight
@@ -126,7 +127,9 @@ def home_page(request: Request, *, error: str = "", remedy: str = "", status: in
 
 @cache
 def _templates() -> Jinja2Templates:
-    return Jinja2Templates(directory=Path(__file__).parent / "templates")
+    # By itself Jinja escapes in *.html alone, and these are *.j2.
+    loader = FileSystemLoader(Path(__file__).parent / "templates")
+    return Jinja2Templates(env=Environment(loader=loader, autoescape=True))
 
 
 def _page(request: Request, template: str, values: dict[str, Any], *, status: int = 200) -> Response:

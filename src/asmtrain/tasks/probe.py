@@ -92,7 +92,7 @@ def run(
         EmptyCorpus: one of the splits has no two bodies of enough instructions.
     """
     contenders = contenders_of(models, seed, {CONSTANT, OPCODES})
-    seen = {leak.key for leak in leaks.leaks(corpus, split)}
+    seen = {leak.key for leak in leaks.leaks(corpus, split, corpus)}
     fitted = sample(corpus, "train", NUM_FITTED, seed=seed)
     judged = sample(corpus, split, NUM_JUDGED, seed=seed, without=seen)
     features = {CONSTANT: _no_features(fitted, judged), OPCODES: opcode_counts(fitted, judged)}
