@@ -182,7 +182,7 @@ def _elf_functions(content: bytes, path: Path, share: Share) -> list[BinaryFunct
 def _read(elf: Elf, share: Share) -> Iterator[BinaryFunction]:
     section: Section | None = None
     code, context = b"", Context()
-    facts = _facts(elf)
+    facts = context_of(elf)
     for function in share.among(bounds.functions(elf)):
         if function.section is not section:
             section = function.section
@@ -196,7 +196,7 @@ def _read(elf: Elf, share: Share) -> Iterator[BinaryFunction]:
             yield BinaryFunction(function.name, elf.isa, view, function.address, function.size)
 
 
-def _facts(elf: Elf) -> Context:
+def context_of(elf: Elf) -> Context:
     """What holds for all sections of a file."""
     comment = elf.named(".comment")
     is_clang = comment is not None and b"clang version" in elf.data(comment)
@@ -217,10 +217,10 @@ def _context(elf: Elf, section: Section, facts: Context) -> Context:
     if elf.is_linked:
         return facts
     found = {}
-    for entry in elf.relocations(section.index):
+    for entry in elf.relocations(section.number):
         if entry.symbol < len(elf.symbols) and not _is_note(elf.isa, entry.kind):
             symbol = elf.symbols[entry.symbol]
-            target = symbol.value + entry.addend if symbol.section == section.index else None
+            target = symbol.value + entry.addend if symbol.section == section.number else None
             found[entry.offset] = Relocation(entry.kind, target)
     return Context(found, facts.is_linked, facts.absolute, facts.offsets, facts.is_clang)
 
