@@ -4,8 +4,9 @@ In goes a path; out come functions as `corpus_builder.asm.view` shows them, so t
 whether its compiler's text or its machine code was given, stripped or not. `tests/train/test_binary.py` holds
 the share of functions that agree, `benchmarks/linked.py` measures it on linked and stripped ones.
 
-Invariant: whatever a file holds, it gives functions or `BinaryError`, in time and memory linear in its size
-(`benchmarks/fuzz_reader.py`). Cost: benchmarks/embed_speed.py.
+Invariant: whatever a file holds, it gives functions or `BinaryError` (`benchmarks/fuzz_reader.py`); machine code
+in time and memory linear in the file's size. What must not hang whatever text it is given reads in a child
+(`untrusted`). Cost: benchmarks/embed_speed.py.
 """
 
 import re
@@ -26,6 +27,7 @@ ItemT = TypeVar("ItemT")
 MAX_BYTES = 1 << 30
 """Of a file; all of it is read into memory."""
 MAX_TEXT_BYTES = 64 << 20
+_MOST_LOOKED_AT = 1 << 28
 
 
 class Share(NamedTuple):
@@ -145,11 +147,20 @@ def _text_functions(path: Path, content: bytes, isa: str) -> list[BinaryFunction
             remedy="split it",
         )
     text = content.decode("utf-8", "replace")
+    if _is_endless(text):
+        raise BinaryError(f"{path} opens functions or comments and never ends them", remedy="give it whole")
     isa = isa or _guess_isa(path, text)
     raw = asm.split_functions(text)
     if not raw and asm.num_instructions(asm.clean(text, isa)):
         raw = {path.stem: text}  # one bare function, such as a `.s` member of a shard cleaned by hand
     return [BinaryFunction(name, isa, asm.view(body, isa)) for name, body in raw.items()]
+
+
+def _is_endless(text: str) -> bool:
+    """Whether looking for ends of functions and comments, each to the end of the text, takes seconds."""
+    opened = text.count("\t.type\t") - text.count("\t.size\t")
+    comments = text.count("/*", text.rfind("*/") + 1)
+    return max(opened * len(text) // 100, (comments - 16) * len(text)) > _MOST_LOOKED_AT
 
 
 def _guess_isa(path: Path, text: str) -> str:

@@ -3,7 +3,7 @@
 In go bytes, out come sections, symbols and relocations. Invariant: whatever the bytes are, a damaged table
 gives `Damaged` and nothing else, and all that is read takes time and memory linear in the file's size:
 tables may not hand out more than `_MOST_READ` times its bytes, however their headers overlap, and nothing is
-decompressed. pyelftools reads the same (`tests/train/test_elf.py` compares) thirty times slower, and a
+decompressed. pyelftools reads the same (`tests/train/test_elf.py` compares) twenty times slower, and a
 damaged file leads it into a dozen kinds of exceptions and into decompression.
 """
 
