@@ -3,8 +3,8 @@
 Takes small real files (objects, linked and stripped ones, archives, assembler text, for three instruction
 sets, compiled here), damages each copy in one of several ways, and reads it in the process itself, on all
 cores. Counts what came of them: read, refused, crashed (any other exception, or the end of the process), slow
-(more than two seconds of processor time), large (more than 1 GiB of memory). Writes each crash and hang to `--keep`. Prints, as its
-last line, one JSON object; the exit code says whether all was read or refused.
+(more than two seconds of processor time), large (more than 1 GiB of memory). Writes each crash and hang to
+`--keep`. Prints, as its last line, one JSON object; the exit code says whether all was read or refused.
 
     python benchmarks/fuzz_reader.py [--inputs 100000] [--seed 0] [--workers 2] [--keep FOLDER] [--save]
 """

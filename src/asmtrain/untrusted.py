@@ -29,6 +29,8 @@ SECONDS = 60.0
 MAX_BYTES = 256 << 20
 _MEMORY_MIB = 4096
 _OUTPUT_MIB = 2048
+_PROGRAM = ["-m", "asmtrain.untrusted"]
+"""What Python runs in the child."""
 _REMEDY = "leave it out, or read it with asmtrain.binary.functions_in if you trust it"
 
 
@@ -122,7 +124,7 @@ def _child(jobs: Sequence[Job], seconds: float) -> Completed:
     }
     with tempfile.TemporaryDirectory() as folder:
         return run(
-            [sys.executable, "-m", "asmtrain.untrusted"],
+            [sys.executable, *_PROGRAM],
             cwd=Path(folder),
             limits=Limits(30 + seconds * len(jobs) * 2, _MEMORY_MIB, _OUTPUT_MIB),
             env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PATH": os.defpath},
@@ -157,7 +159,7 @@ def _result(line: bytes) -> list[BinaryFunction] | BinaryError:
 
 def _blamed(path: Path, completed: Completed, seconds: float) -> BinaryError:
     """What to say of the file that a child was reading when it ended."""
-    if completed.exit == -signal.SIGXCPU or completed.cause == "timeout":
+    if completed.exit in (-signal.SIGXCPU, 128 + signal.SIGXCPU) or completed.cause == "timeout":
         reason = f"takes longer than {seconds:g} s to read"
     elif completed.cause == "memory":
         reason = f"takes more than {_MEMORY_MIB} MiB to read"

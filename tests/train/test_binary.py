@@ -222,6 +222,8 @@ def test_one_cleaned_function_needs_no_type_line(tmp_path: Path) -> None:
         ("prose.s", b"once upon a time\n", "names none of their registers"),
         ("bytes.o", b"\x00\x01\x02", "neither an ELF file nor assembler text"),
         ("header.o", b"\x7fELF", "damaged ELF file"),
+        ("open.s", b"\t.type\tf, @function\n\tmovq %rax, %rbx\n" * 100_000, "never ends them"),
+        ("comment.s", b"\tmovq %rax, %rbx /*\n" * 100_000, "never ends them"),
         ("data.s", b"\t.data\nx:\t.quad %rax\n", "holds no function"),
     ],
 )

@@ -66,7 +66,7 @@ def functions(elf: Elf) -> list[Function]:
         Damaged: a table cannot be read.
     """
     code = {
-        section.index: section
+        section.number: section
         for section in elf.sections
         if section.is_code and not section.name.startswith(_STUBS)
     }
@@ -100,7 +100,7 @@ def _claim_frames(elf: Elf, code: dict[int, Section], claims: dict[int, dict[int
         index = frame.section
         if elf.is_linked:
             at = bisect_right(starts, frame.address) - 1
-            index = by_address[at].index if at >= 0 else -1
+            index = by_address[at].number if at >= 0 else -1
         if index in claims and frame.address not in claims[index]:
             is_start = elf.is_linked and frame.address == elf.entry != 0
             is_function = frame.is_entered_whole and not is_start
@@ -115,7 +115,7 @@ def _frames(elf: Elf) -> list[Frame]:
     starts: dict[int, Place] = {}
     lengths: dict[int, int] = {}
     if not elf.is_linked:
-        for entry in elf.relocations(section.index):
+        for entry in elf.relocations(section.number):
             if entry.symbol < len(elf.symbols):
                 symbol = elf.symbols[entry.symbol]
                 value = symbol.value + entry.addend
