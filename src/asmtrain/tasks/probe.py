@@ -35,7 +35,8 @@ from asmtrain.tasks.pools import Floats
 from asmtrain.tasks.projector import write_projector
 from asmtrain.tasks.retrieval import MIN_INSTRUCTIONS, contenders_of
 from asmtrain.tasks.scores import resampled
-from asmtrain.tasks.views import sha256_of, text_of
+from asmtrain.tasks.views import sha256_of
+from corpus_builder.asm import view
 from corpus_builder.errors import EmptyCorpus
 from corpus_builder.record import FunctionRecord, Variant
 from corpus_builder.shards import atomic_output, load_index, read_split
@@ -156,10 +157,7 @@ def _sample(drawn: Sequence[tuple[FunctionRecord, str]]) -> Sample:
     variants = [Variant.parse(variant) for _, variant in drawn]
     metas = [record.meta.variants[variant] for record, variant in drawn]
     return Sample(
-        texts=[
-            text_of(record.assembly[variant], Variant.parse(variant).isa, "default")
-            for record, variant in drawn
-        ],
+        texts=[view(record.assembly[variant], Variant.parse(variant).isa) for record, variant in drawn],
         names=[record.meta.name for record, _ in drawn],
         projects=np.array([record.meta.project for record, _ in drawn]),
         targets={
