@@ -67,3 +67,14 @@ class EmbeddingHead(nn.Module):
             return F.normalize(mean_pool(F.glu(self.dense(hidden_BTH)), mask_BT), dim=-1)
         pooled_BH = _POOLS[self.pooling](hidden_BTH, mask_BT)
         return F.normalize(self.dense(pooled_BH), dim=-1)
+
+    def of_bags(
+        self, states_UH: torch.Tensor, places_N: torch.Tensor, lengths_B: torch.Tensor
+    ) -> torch.Tensor:
+        """The same (B, D) of texts whose N tokens, one text behind the other, have states at places of U.
+
+        For `mean` and `learned` pooling, to which order is nothing.
+        """
+        values = F.glu(self.dense(states_UH)) if self.pooling == "learned" else states_UH
+        pooled = F.embedding_bag(places_N, values, lengths_B.cumsum(0) - lengths_B, mode="mean")
+        return F.normalize(pooled if self.pooling == "learned" else self.dense(pooled), dim=-1)

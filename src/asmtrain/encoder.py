@@ -29,7 +29,7 @@ from transformers.utils.logging import disable_progress_bar
 from asmtrain.config import EmbeddingConfig
 from asmtrain.embedding import EmbeddingHead
 from asmtrain.errors import ModelError
-from asmtrain.model import hidden_states
+from asmtrain.model import vectors_of
 from asmtrain.tokens import as_read, load_tokenizer
 
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 65536}
@@ -153,8 +153,8 @@ def embed_texts(
 
     def embed(batch: list[int]) -> tuple[list[int], Vectors]:
         ids_BT, mask_BT = _padded([ids[at] for at in batch], encoder)
-        hidden_BTH = hidden_states(encoder.backbone, ids_BT, mask_BT)
-        return batch, encoder.head(hidden_BTH, mask_BT).float().cpu().numpy()
+        vectors_BD = vectors_of(encoder.backbone, encoder.head, ids_BT, mask_BT)
+        return batch, vectors_BD.float().cpu().numpy()
 
     budget = TOKENS_PER_BATCH[encoder.device.type]
     for batch, vectors_BD in map_batches(

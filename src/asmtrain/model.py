@@ -94,9 +94,22 @@ class EmbeddingModel(nn.Module):
 
     def forward(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
         """Unit vectors_BD of token ids_BT; `mask_BT` is 1 where there is a token, 0 in the padding behind."""
-        hidden = hidden_states(backbone(self.lm), ids_BT, mask_BT)
-        vectors: torch.Tensor = self.head(hidden, mask_BT)
+        return vectors_of(backbone(self.lm), self.head, ids_BT, mask_BT)
+
+
+def vectors_of(
+    transformer: Any, head: EmbeddingHead, ids_BT: torch.Tensor, mask_BT: torch.Tensor
+) -> torch.Tensor:
+    """Unit vectors_BD of texts that are padded on the right.
+
+    Without layers a token's state depends on its id alone: each id of the batch is computed once, no padding.
+    """
+    if len(transformer.layers) or head.pooling not in ("mean", "learned"):
+        vectors: torch.Tensor = head(hidden_states(transformer, ids_BT, mask_BT), mask_BT)
         return vectors
+    ids_U, places_N = torch.unique(ids_BT[mask_BT.bool()], return_inverse=True)
+    states_1UH = transformer(input_ids=ids_U[None], use_cache=False).last_hidden_state
+    return head.of_bags(states_1UH[0], places_N, mask_BT.sum(1))
 
 
 def hidden_states(transformer: Any, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
