@@ -4,9 +4,9 @@ In goes a path; out come functions as `corpus_builder.asm.view` shows them, so t
 whether its compiler's text or its machine code was given, stripped or not. `tests/train/test_binary.py` holds
 the share of functions that agree, `benchmarks/linked.py` measures it on linked and stripped ones.
 
-Invariant: whatever a file holds, it gives functions or `BinaryError` (`benchmarks/fuzz_reader.py`); machine code
-in time and memory linear in the file's size. What must not hang whatever text it is given reads in a child
-(`untrusted`). Cost: benchmarks/embed_speed.py.
+Invariant: whatever a file holds, it gives functions or `BinaryError` (`benchmarks/fuzz_reader.py`); machine
+code is read in time and memory linear in the size of its file. What must not hang whatever text it is given
+reads in a child (`untrusted`). Cost: benchmarks/embed_speed.py.
 """
 
 import re

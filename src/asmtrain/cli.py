@@ -26,7 +26,7 @@ _EXAMPLES = """examples:
   asmtrain export runs/demo/train --output runs/demo/export
   asmtrain eval retrieval --model runs/demo/export/embedding --corpus runs/demo/corpus --output runs/demo/eval
   asmtrain eval leaks runs/demo/corpus
-  asmtrain embed runs/demo/corpus --model runs/demo/export/embedding --output runs/demo/index
+  asmtrain embed /usr/bin/sed --model runs/demo/export/embedding --output vectors
   asmtrain search function.s --index runs/demo/index
   asmtrain report runs/demo/train --evaluation runs/demo/eval
   asmtrain doctor
