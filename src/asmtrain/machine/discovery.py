@@ -99,7 +99,7 @@ def discover(
         for place, (at, _, _, _) in enumerate(lines)
         if at in pointed or steps[place - 1][2] not in ("", "call", "branch")
     }
-    starts = called | known.keys() | {at for at in pointed if looks.get(at)}
+    starts = called | known.keys() | {at for at in pointed if looks.get(at)} | _framed(lines, steps, isa)
     return _walk(steps, starts, known, looks)
 
 
@@ -158,6 +158,24 @@ def _looks(lines: list[Line], isa: str) -> int:
         if _step(isa, mnemonic, operands).kind not in ("", "branch"):
             return 1
     return 1
+
+
+_NEW_FRAME = {
+    "aarch64": re.compile(r"stp x29, x30, \[sp, #-|sub sp, sp, #|paciasp"),
+    "x86_64": re.compile("endbr64"),
+    "riscv64": _FRAME["riscv64"],
+}
+
+
+def _framed(lines: list[Line], steps: list[tuple[int, int, str, int]], isa: str) -> set[int]:
+    """Where a frame is made right behind a call, which then does not return: a function has one frame."""
+    found = set()
+    before = ""
+    for (at, _, mnemonic, operands), (_, _, kind, _) in zip(lines, steps, strict=True):
+        if before == "call" and _NEW_FRAME[isa].match(f"{mnemonic} {operands}"):
+            found.add(at)
+        before = before if kind == "padding" else kind
+    return found
 
 
 _X86_LEA = re.compile(r"(-?(?:0x)?[0-9a-f]+)\(%rip\), ")
