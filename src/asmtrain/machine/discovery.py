@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from asmtrain.machine.capstones import disassemble
+from asmtrain.machine.context import number
 
 
 class Step(NamedTuple):
@@ -70,11 +71,10 @@ def _step(isa: str, mnemonic: str, operands: str) -> Step:
     if isa == "x86_64" and _X86_PADDING.fullmatch(f"{mnemonic} {operands}".strip()):
         kind = "padding"
     if kind in ("call", "branch", "jump"):
-        last = operands.rpartition(" ")[2].removeprefix("#")
-        try:
-            return Step(kind, int(last, 0))
-        except ValueError:  # through a register or memory
+        target = number(operands.rpartition(" ")[2])
+        if target is None:  # through a register or memory
             return Step("indirect", 0) if kind == "jump" else _NO_STEP
+        return Step(kind, target)
     return Step(kind, 0) if kind else _NO_STEP
 
 
@@ -188,16 +188,16 @@ def _taken(lines: list[Line], isa: str) -> set[int]:
     for at, size, mnemonic, operands in lines:
         if isa == "x86_64":
             if mnemonic == "leaq" and (match := _X86_LEA.match(operands)):
-                found.add(at + size + int(match[1], 0))
+                found.add(at + size + (number(match[1]) or 0))
             continue
         if mnemonic in ("adrp", "auipc"):
             register, _, page = operands.partition(", ")
-            number = int(page.lstrip("#"), 0)
-            pages[register] = number if isa == "aarch64" else at + (_signed(number, 20) << 12)
+            high = number(page) or 0
+            pages[register] = high if isa == "aarch64" else at + (_signed(high, 20) << 12)
         elif pages:
             register, base, *low = [*operands.split(", "), ""]
-            if base in pages and mnemonic in ("add", "addi", "mv") and low[0].lstrip("#-")[:1].isdigit():
-                found.add(pages[base] + int(low[0].lstrip("#"), 0))
+            if base in pages and mnemonic in ("add", "addi") and (offset := number(low[0])) is not None:
+                found.add(pages[base] + offset)
             pages.pop(register, None)
     return found
 
