@@ -25,7 +25,7 @@ _INVERSE = {
     for pair in (("eq", "ne"), ("lt", "ge"), ("ltu", "geu"), ("gt", "le"), ("gtu", "leu"))
     for one, other in (pair, pair[::-1])
 }
-_CALL, _CALL_PLT, _GOT, _TLS_IE, _TLS_GD = 18, 19, 20, 21, 22
+_GOT, _TLS_IE, _TLS_GD = 20, 21, 22
 _TPREL_ADD = 32
 _BRANCH_REACHES = 4096
 _HIGH = frozenset((20, 21, 22, 23, 26, 29))
