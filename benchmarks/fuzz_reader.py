@@ -187,7 +187,7 @@ def read(content: bytes) -> str:
 def damaged(files: list[bytes], inputs: int, seed: int) -> Iterator[bytes]:
     """So many damaged copies; the same for the same seed."""
     rng = random.Random(seed)
-    ways = (flip_bits, set_bytes, truncate, set_header_field, set_section_field, splice, repeat)
+    ways = (flip_bits, set_bytes, truncate, set_header_field, set_section_field, splice, repeat, randomise)
     for _ in range(inputs):
         content = bytearray(rng.choice(files))
         for _ in range(rng.choice((1, 1, 1, 2, 4))):
@@ -251,6 +251,14 @@ def repeat(content: bytearray, rng: random.Random) -> None:
         size = rng.randrange(1, 64)
         at = rng.randrange(len(content))
         content[at:at] = content[at : at + size] * rng.choice((2, 16, 256))
+
+
+def randomise(content: bytearray, rng: random.Random) -> None:
+    """Instructions that no compiler writes: a stretch of any bytes."""
+    if len(content) > 16:
+        size = rng.randrange(4, min(1024, len(content)))
+        at = rng.randrange(len(content) - size)
+        content[at : at + size] = rng.randbytes(size)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import json
 import shutil
 import subprocess
 import tempfile
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -102,10 +103,12 @@ def measure(
         for text in texts:
             for function in functions_in(text, isa=isa):
                 expected.setdefault(function.name, set()).add(function.view)
+    num_named = Counter(truth.values())
     pairs = []
     for address, function_name in truth.items():
         views = expected.get(function_name, set())
-        if len(views) == 1 and address in found:  # static functions may share a name
+        # Static functions may share a name, among themselves and with the C library's.
+        if len(views) == 1 and num_named[function_name] == 1 and address in found:
             pairs.append((found[address], *views))
     result = {
         "functions": len(truth),

@@ -4,9 +4,9 @@ In goes a path; out come functions as `corpus_builder.asm.view` shows them, so t
 whether its compiler's text or its machine code was given, stripped or not. `tests/train/test_binary.py` holds
 the share of functions that agree, `benchmarks/linked.py` measures it on linked and stripped ones.
 
-Invariant: whatever a file holds, it gives functions or `BinaryError` (`benchmarks/fuzz_reader.py`); machine code
-in time and memory linear in the file's size. What must not hang whatever text it is given reads in a child
-(`untrusted`). Cost: benchmarks/embed_speed.py.
+Invariant: whatever a file holds, it gives functions or `BinaryError` (`benchmarks/fuzz_reader.py`); machine
+code is read in time and memory linear in the size of its file. What must not hang whatever text it is given
+reads in a child (`untrusted`). Cost: benchmarks/embed_speed.py.
 """
 
 import re
@@ -19,7 +19,7 @@ from asmtrain.errors import BinaryError
 from asmtrain.machine import archive, bounds
 from asmtrain.machine.context import Context, Relocation
 from asmtrain.machine.disassembly import function_text
-from asmtrain.machine.elf import FIXED, MACHINES, Damaged, Elf, Section, read_elf
+from asmtrain.machine.elf import FIXED, MACHINES, Damaged, Elf, Foreign, Section, read_elf
 from corpus_builder import asm
 
 ItemT = TypeVar("ItemT")
@@ -92,6 +92,8 @@ def functions_of(content: bytes, path: Path, *, isa: str = "", share: Share = _W
             functions = share.among(_text_functions(path, content, isa))
     except Damaged as error:
         raise BinaryError(f"{path} is damaged: {error}", remedy="build it again") from None
+    except MemoryError:
+        raise BinaryError(f"{path} takes more memory than there is", remedy="split it") from None
     if not functions and share == _WHOLE:
         raise BinaryError(
             f"{path} holds no function",
@@ -181,7 +183,7 @@ def _elf_functions(content: bytes, path: Path, share: Share) -> list[BinaryFunct
     try:
         elf = read_elf(content)
         return list(_read(elf, share))
-    except ValueError as error:
+    except Foreign as error:
         raise BinaryError(
             f"{path} is for {error}",
             remedy=f"give a 64-bit little-endian file for {', '.join(MACHINES.values())}",

@@ -114,7 +114,6 @@ def _refusal(path: Path, max_bytes: int) -> BinaryError | None:
 
 def _child(jobs: Sequence[Job], seconds: float) -> Completed:
     """A process that prints a line of JSON for each job."""
-    # By its own name: a bare function is called by its file.
     places = {f"/input/{number}/{job.path.name}": job.path.resolve() for number, job in enumerate(jobs)}
     jailed = _has_sandbox()
     seen = list(places) if jailed else [str(path) for path in places.values()]

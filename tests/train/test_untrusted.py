@@ -52,6 +52,14 @@ def test_a_bad_file_costs_itself_alone(binary: Path, tmp_path: Path) -> None:
         assert str(path) in message
 
 
+def test_a_bare_function_is_named_after_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "my function\u00e9.s"
+    path.write_text("sub sp, sp, 16\nstr w0, [sp, 12]\nret\n")
+    (function,) = read_untrusted(path)
+    assert function == functions_in(path)[0]
+    assert function.name == "my function\u00e9"
+
+
 def test_a_large_file_is_refused_unread(tmp_path: Path) -> None:
     with open(tmp_path / "huge", "wb") as stream:
         stream.truncate(2 << 30)

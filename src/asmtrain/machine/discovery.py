@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from asmtrain.machine.capstones import disassemble
+from asmtrain.machine.context import number
 
 
 class Step(NamedTuple):
@@ -70,11 +71,10 @@ def _step(isa: str, mnemonic: str, operands: str) -> Step:
     if isa == "x86_64" and _X86_PADDING.fullmatch(f"{mnemonic} {operands}".strip()):
         kind = "padding"
     if kind in ("call", "branch", "jump"):
-        last = operands.rpartition(" ")[2].removeprefix("#")
-        try:
-            return Step(kind, int(last, 0))
-        except ValueError:  # through a register or memory
+        target = number(operands.rpartition(" ")[2])
+        if target is None:  # through a register or memory
             return Step("indirect", 0) if kind == "jump" else _NO_STEP
+        return Step(kind, target)
     return Step(kind, 0) if kind else _NO_STEP
 
 
@@ -99,7 +99,7 @@ def discover(
         for place, (at, _, _, _) in enumerate(lines)
         if at in pointed or steps[place - 1][2] not in ("", "call", "branch")
     }
-    starts = called | known.keys() | {at for at in pointed if looks.get(at)}
+    starts = called | known.keys() | {at for at in pointed if looks.get(at)} | _framed(lines, steps, isa)
     return _walk(steps, starts, known, looks)
 
 
@@ -160,6 +160,24 @@ def _looks(lines: list[Line], isa: str) -> int:
     return 1
 
 
+_NEW_FRAME = {
+    "aarch64": re.compile(r"stp x29, x30, \[sp, #-|sub sp, sp, #|paciasp"),
+    "x86_64": re.compile("endbr64"),
+    "riscv64": _FRAME["riscv64"],
+}
+
+
+def _framed(lines: list[Line], steps: list[tuple[int, int, str, int]], isa: str) -> set[int]:
+    """Where a frame is made right behind a call, which then does not return: a function has one frame."""
+    found = set()
+    before = ""
+    for (at, _, mnemonic, operands), (_, _, kind, _) in zip(lines, steps, strict=True):
+        if before == "call" and _NEW_FRAME[isa].match(f"{mnemonic} {operands}"):
+            found.add(at)
+        before = before if kind == "padding" else kind
+    return found
+
+
 _X86_LEA = re.compile(r"(-?(?:0x)?[0-9a-f]+)\(%rip\), ")
 
 
@@ -170,16 +188,16 @@ def _taken(lines: list[Line], isa: str) -> set[int]:
     for at, size, mnemonic, operands in lines:
         if isa == "x86_64":
             if mnemonic == "leaq" and (match := _X86_LEA.match(operands)):
-                found.add(at + size + int(match[1], 0))
+                found.add(at + size + (number(match[1]) or 0))
             continue
         if mnemonic in ("adrp", "auipc"):
             register, _, page = operands.partition(", ")
-            number = int(page.lstrip("#"), 0)
-            pages[register] = number if isa == "aarch64" else at + (_signed(number, 20) << 12)
+            high = number(page) or 0
+            pages[register] = high if isa == "aarch64" else at + (_signed(high, 20) << 12)
         elif pages:
             register, base, *low = [*operands.split(", "), ""]
-            if base in pages and mnemonic in ("add", "addi", "mv") and low[0].lstrip("#-")[:1].isdigit():
-                found.add(pages[base] + int(low[0].lstrip("#"), 0))
+            if base in pages and mnemonic in ("add", "addi") and (offset := number(low[0])) is not None:
+                found.add(pages[base] + offset)
             pages.pop(register, None)
     return found
 

@@ -21,7 +21,7 @@ ALLOCATED, EXECUTABLE, _COMPRESSED = 2, 4, 0x800
 FUNC, IFUNC = 2, 10
 RELOCATABLE, FIXED, SHARED = 1, 2, 3
 """ET_REL, ET_EXEC, ET_DYN."""
-_NO_SECTION, _LOAD, _EH_FRAME_HEADER = 0, 1, 0x6474E550
+_LOAD, _EH_FRAME_HEADER = 1, 0x6474E550
 
 _FILE = struct.Struct("<4sBB10xHHIQQQIHHHHHH")
 _SEGMENT = struct.Struct("<IIQQQQQQ")
@@ -35,6 +35,10 @@ _MOST_SEGMENTS = 256
 
 class Damaged(Exception):
     """A file whose tables contradict each other or themselves."""
+
+
+class Foreign(Exception):
+    """A file for another machine, width or byte order; says for which."""
 
 
 class Section(NamedTuple):
@@ -155,7 +159,7 @@ def read_elf(content: bytes) -> Elf:
 
     Raises:
         Damaged: a header lies outside the file.
-        ValueError: it is of another machine, width or byte order; says of which.
+        Foreign: it is for another machine, width or byte order.
     """
     if len(content) < _FILE.size:
         raise Damaged("it ends within its header")
@@ -163,7 +167,7 @@ def read_elf(content: bytes) -> Elf:
     segments, sections, _, _, _, num_segments, size, count, names = places
     if (width, order) != (2, 1) or machine not in MACHINES:
         bits = {1: "32 bits", 2: "64 bits"}.get(width, f"width {width}")
-        raise ValueError(f"machine {_known(machine)}, {bits}, {'little' if order == 1 else 'big'}-endian")
+        raise Foreign(f"machine {_known(machine)}, {bits}, {'little' if order == 1 else 'big'}-endian")
     elf = Elf(content, MACHINES[machine], kind, entry)
     if sections and (count or size):
         elf.sections = _sections(content, sections, size, count, names)

@@ -10,7 +10,7 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from asmtrain.machine.context import OUTSIDE, SYMBOL, Context, Decoded, Written
+from asmtrain.machine.context import OUTSIDE, SYMBOL, Context, Decoded, Written, number
 from asmtrain.machine.riscv_gcc import Step, as_gcc
 
 _TWO_OPERANDS = frozenset(
@@ -25,7 +25,7 @@ _INVERSE = {
     for pair in (("eq", "ne"), ("lt", "ge"), ("ltu", "geu"), ("gt", "le"), ("gtu", "leu"))
     for one, other in (pair, pair[::-1])
 }
-_CALL, _CALL_PLT, _GOT, _TLS_IE, _TLS_GD = 18, 19, 20, 21, 22
+_GOT, _TLS_IE, _TLS_GD = 20, 21, 22
 _TPREL_ADD = 32
 _BRANCH_REACHES = 4096
 _HIGH = frozenset((20, 21, 22, 23, 26, 29))
@@ -47,12 +47,13 @@ class _Spelled(NamedTuple):
 def _spelled(mnemonic: str, operands: str, is_clang: bool) -> _Spelled:
     if mnemonic.startswith("c."):
         mnemonic, operands = _in_full(mnemonic[2:], operands)
-    if _JUMP.fullmatch(mnemonic):
-        head, _, last = operands.rpartition(", ")
+    head, _, last = operands.rpartition(", ")
+    jump = number(last) if _JUMP.fullmatch(mnemonic) else None
+    if jump is not None:
         found = _AGAINST_ZERO.fullmatch(mnemonic)
         if found and not is_clang:
             mnemonic, head = f"b{found[1]}", f"{head}, zero"
-        return _Spelled(mnemonic, f"{head}, " if head else "", int(last, 0))
+        return _Spelled(mnemonic, f"{head}, " if head else "", jump)
     if mnemonic == "addi" and ", zero, " in operands:
         mnemonic, operands = "li", operands.replace("zero, ", "")
     if not is_clang:
@@ -153,9 +154,9 @@ def _pair(step: Step, following: Step, context: Context) -> tuple[int, str, int 
 
 def _is_in_offsets(step: Step, low: str, context: Context) -> bool:
     """Whether a linked pair loads from the global offset table."""
-    high = _signed(int(step.operands.rpartition(" ")[2], 0), 20) << 12
+    high = _signed(_upper(step), 20) << 12
     begin, end = context.offsets
-    return begin <= step.at + high + int(low or "0", 0) < end
+    return begin <= step.at + high + (number(low) or 0) < end
 
 
 def _far_branch(
@@ -204,7 +205,7 @@ def _plain(step: Step, context: Context, pages: set[str]) -> tuple[str, ...]:
                 pages.add(register)
             return (f"{step.mnemonic} {register}, {SYMBOL}",)
         if step.mnemonic == "lui" and not context.is_clang:
-            return (f"li {register}, {_signed(int(step.operands.rpartition(' ')[2], 0), 20) << 12}",)
+            return (f"li {register}, {_signed(_upper(step), 20) << 12}",)
         return (f"{step.mnemonic} {step.operands}",)
     if kind == _TPREL_ADD:
         return (f"{step.mnemonic} {step.operands}, {SYMBOL}",)
@@ -224,7 +225,12 @@ def _is_page(step: Step, context: Context) -> bool:
     if step.mnemonic == "auipc":
         return True
     low, high = context.absolute
-    return low <= _signed(int(step.operands.rpartition(" ")[2], 0), 20) << 12 < high
+    return low <= _signed(_upper(step), 20) << 12 < high
+
+
+def _upper(step: Step) -> int:
+    """The immediate of `lui` or `auipc`."""
+    return number(step.operands.rpartition(" ")[2]) or 0
 
 
 def _base(step: Step) -> str:
@@ -232,7 +238,7 @@ def _base(step: Step) -> str:
     if step.operands.endswith(")"):
         return step.operands[step.operands.rfind("(") + 1 : -1]
     if step.mnemonic in ("addi", "mv"):
-        return step.operands.split(", ")[1]
+        return step.operands.partition(", ")[2].partition(",")[0]
     return ""
 
 
@@ -240,8 +246,8 @@ def _with_symbol(step: Step) -> str:
     if step.operands.endswith(")"):
         register, _, memory = step.operands.partition(", ")
         return f"{step.mnemonic} {register}, {SYMBOL}{memory[memory.find('(') :]}"
-    register, base, *_ = step.operands.split(", ")
-    return f"addi {register}, {base}, {SYMBOL}"
+    register, base, *_ = [*step.operands.split(", "), ""]
+    return f"addi {register}, {base}, {SYMBOL}" if base else f"{step.mnemonic} {step.operands}"
 
 
 def _from_global_pointer(step: Step, context: Context) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from asmtrain.machine.capstones import immediate_offset
-from asmtrain.machine.context import OUTSIDE, SYMBOL, Context, Decoded, Relocation, Written
+from asmtrain.machine.context import OUTSIDE, SYMBOL, Context, Decoded, Relocation, Written, number
 
 _JUMP = re.compile(r"(?:\w+ )*(?:callq?|jmpq?|j[a-z]{1,4}|loopn?e?|xbegin)")
 _RIP = re.compile(r"[-\w]*\(%rip\)")
@@ -21,8 +21,8 @@ _PC_RELATIVE = frozenset((2, 4, 9, 22, 41, 42))
 @lru_cache(1 << 16)
 def _spelled(mnemonic: str, operands: str) -> tuple[str, int | None]:
     """Text and target of an instruction that needs no relocation."""
-    if _JUMP.fullmatch(mnemonic) and not operands.startswith("*"):
-        return f"{mnemonic.removeprefix('addr32 ')} ", int(operands, 0)
+    if _JUMP.fullmatch(mnemonic) and (target := number(operands)) is not None:
+        return f"{mnemonic.removeprefix('addr32 ')} ", target
     if "%rip" in operands:
         operands = _RIP.sub(f"{SYMBOL}(%rip)", operands)
     text = f"{mnemonic} {operands}"
