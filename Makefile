@@ -39,7 +39,7 @@ check: setup
 # benchmarks/vocabulary.py needs a tokenizer.
 bench: setup
 	@for name in shards parsing memory replay plan_cluster tokenizer packing pooling train_cpu plan_training \
-		checkpoint export_memory; do \
+		checkpoint export_memory linked fuzz_reader embed_speed; do \
 		echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 format: setup

@@ -15,6 +15,7 @@ import json
 import shutil
 import subprocess
 import tempfile
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from rich.table import Table
 
 from asmtrain.binary import functions_in
 from asmtrain.encoder import Encoder, embed_texts, load_encoder
+from asmtrain.machine.elf import FUNC, read_elf
 from corpus_builder.config import CorpusConfig, load_config
 from corpus_builder.sources import fetch, units_of
 
@@ -94,21 +96,24 @@ def measure(
         texts, whole = build(units, folder, **row)
         stripped = folder / "stripped"
         subprocess.run([f"{TRIPLES[isa]}-strip", "-o", stripped, whole], check=True)
+        named = {symbol.value for symbol in read_elf(whole.read_bytes()).symbols if symbol.kind == FUNC}
         truth = {function.address: function.name for function in functions_in(whole)}
         found = {function.address: function.view for function in functions_in(stripped)}
         expected: dict[str, set[str]] = {}
         for text in texts:
             for function in functions_in(text, isa=isa):
                 expected.setdefault(function.name, set()).add(function.view)
+    num_named = Counter(truth.values())
     pairs = []
     for address, function_name in truth.items():
         views = expected.get(function_name, set())
-        if len(views) == 1 and address in found:  # static functions may share a name
+        # Static functions may share a name, among themselves and with the C library's.
+        if len(views) == 1 and num_named[function_name] == 1 and address in found:
             pairs.append((found[address], *views))
     result = {
         "functions": len(truth),
         "found": len(truth.keys() & found.keys()) / len(truth),
-        "false": len(found.keys() - truth.keys()) / len(found),
+        "false": len(found.keys() - named) / len(found),
         "compared": len(pairs),
         "same_view": sum(one == other for one, other in pairs) / max(1, len(pairs)),
     }
@@ -121,7 +126,7 @@ def build(
     """Assembler texts, and the file linked from them."""
     compiling, linking = KINDS[kind]
     driver = [f"{TRIPLES[isa]}-gcc"]
-    front = driver if compiler == "gcc" else ["clang-19", f"--target={TRIPLES[isa]}"]
+    front = driver if compiler == "gcc" else ["clang-19", f"--target={TRIPLES[isa]}", "-fno-addrsig"]
 
     def compiled(number: int) -> Path:
         source, flags = units[number]

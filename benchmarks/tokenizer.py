@@ -1,28 +1,51 @@
-"""Tokens an instruction: the assembly tokenizer beside a byte-level BPE with the GPT-2 word split.
+"""What a tokenizer is worth: tokens a function, and what a model finds that learnt from them.
 
-Both learn the same number of entries from the same training functions and are measured on the test split's
-functions, in the form that retrieval sees. Prints a table, and as its last line one JSON object.
+    assembly         this project's: mnemonics, registers and constants whole (`asmtrain.tokens`)
+    gpt2_split       a byte-level BPE with GPT-2's word split, of equal size, from the same training functions
+    llama            the one in FOLDER (`--llama`), such as Code Llama's; or a gguf file, see vocabulary.py
+    llama_extended   the same with `assembly_tokens: 1000`, learnt from the same functions
+    llama_long       no other tokenizer: as `llama`, but texts are cut later, by as much as they are longer
 
-    python benchmarks/tokenizer.py [CORPUS] [--vocab-size 4096] [--functions 2000]
+All are measured on the test split's functions, in the form that retrieval sees. Then with each a model of
+the demo's shape, from random weights, takes the same number of contrastive steps on the same functions in the
+same order, and searches the test split as `eval retrieval` does: Recall@1, MRR@10, and what the steps took.
+Prints tables, and as its last line one JSON object; `--save` keeps it in results/tokenizer.json.
+
+    python benchmarks/tokenizer.py [CORPUS] [--llama FOLDER] [--steps 100] [--save]
 """
 
 import argparse
 import itertools
 import json
 import re
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+import yaml
+from _saved import save
+from rich import box
 from rich.table import Table
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+from vocabulary import original
 
-from asmtrain.tokens import Document, documents, train_tokenizer
+from asmtrain import terminal
+from asmtrain.config import ShapeConfig
+from asmtrain.model import llama_config, new_model
+from asmtrain.tokens import BOS, EOS, PAD, Document, documents, load_tokenizer, train_tokenizer
+from asmtrain.vocabulary import extend_tokenizer, num_ids
 from corpus_builder.asm import num_instructions
 from corpus_builder.shards import read_split
 
+CONFIG = Path("configs/train/demo.yaml")
+BIN = Path(sys.executable).parent
+LANES = ("XO O0O3 aarch64", "XM all")
+NEW_TOKENS = 1000
+LONG = "llama_long"
 _CONSTANT = re.compile(r"(?<![\w.%$@-])-?\d+(?![\w.])")
 
 
@@ -32,18 +55,35 @@ def main() -> None:
     parser.add_argument("corpus", type=Path, nargs="?", default=Path("runs/demo/corpus"))
     parser.add_argument("--vocab-size", type=int, default=4096)
     parser.add_argument("--functions", type=int, default=2000, help="functions of each split")
+    parser.add_argument("--llama", type=Path, help="folder of a Llama tokenizer, or a gguf file")
+    parser.add_argument("--steps", type=int, default=100, help="contrastive steps with each; 0 for none")
+    parser.add_argument("--save", action="store_true")
     arguments = parser.parse_args()
     train, test = (read(arguments.corpus, split, arguments.functions) for split in ("train", "test"))
-    texts = [item.text for item in train]
-    contenders = {
-        "assembly": train_tokenizer(texts, vocab_size=arguments.vocab_size).backend_tokenizer,
-        "gpt2_split": gpt2_split(texts, arguments.vocab_size),
+    with tempfile.TemporaryDirectory(prefix="asmtrain-tokenizer-") as name:
+        home = Path(name)
+        folders = tokenizers([item.text for item in train], arguments.vocab_size, arguments.llama, home)
+        contenders = {name: load_tokenizer(folder) for name, folder in folders.items()}
+        figures = {
+            name: {"vocabulary": num_ids(item)} | measure(item.backend_tokenizer, test)
+            for name, item in contenders.items()
+        }
+        if arguments.steps:
+            found = retrieved(contenders, figures, home, arguments.corpus.resolve(), arguments.steps)
+    result = {
+        "vocab_size": arguments.vocab_size,
+        "train_documents": len(train),
+        "test_documents": len(test),
+        **figures,
+        "times_shorter": ratio(figures, "gpt2_split", "assembly"),
     }
-    figures = {name: measure(tokenizer, test) for name, tokenizer in contenders.items()}
     show(figures)
-    ratio = figures["gpt2_split"]["tokens_per_function"] / figures["assembly"]["tokens_per_function"]
-    setting = {"vocab_size": arguments.vocab_size, "train_documents": len(train), "test_documents": len(test)}
-    print(json.dumps({**setting, **figures, "times_shorter": round(ratio, 3)}))
+    if arguments.steps:
+        result |= {"steps": arguments.steps, "retrieval": found}
+        show_retrieval(found)
+    if arguments.save:
+        save("tokenizer", result)
+    print(json.dumps(result))
 
 
 def read(corpus: Path, split: str, num_functions: int) -> list[Document]:
@@ -52,18 +92,43 @@ def read(corpus: Path, split: str, num_functions: int) -> list[Document]:
     return [item for record in records for item in documents(record, "retrieval")]
 
 
-def gpt2_split(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def ratio(figures: dict[str, dict[str, Any]], longer: str, shorter: str) -> float:
+    """How many times as many tokens a function has."""
+    return round(figures[longer]["tokens_per_function"] / figures[shorter]["tokens_per_function"], 3)
+
+
+# Tokenizers.
+
+
+def tokenizers(texts: list[str], vocab_size: int, llama: Path | None, home: Path) -> dict[str, Path]:
+    """A folder a tokenizer."""
+    made = {
+        "assembly": train_tokenizer(texts, vocab_size=vocab_size),
+        "gpt2_split": gpt2_split(texts, vocab_size),
+    }
+    if llama:
+        made |= {"llama": original(llama), "llama_extended": original(llama)}
+    folders = {name: home / name for name in made}
+    for name, tokenizer in made.items():
+        tokenizer.save_pretrained(folders[name])
+    if llama:
+        extend_tokenizer(folders["llama_extended"], texts, num_tokens=NEW_TOKENS)
+    return folders
+
+
+def gpt2_split(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE as GPT-2 splits words."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
+        special_tokens=[PAD, BOS, EOS],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD)
 
 
 def measure(tokenizer: Tokenizer, test: list[Document]) -> dict[str, Any]:
@@ -91,28 +156,123 @@ def measure(tokenizer: Tokenizer, test: list[Document]) -> dict[str, Any]:
 
 
 def whole_constants(test: list[Document], encoded: list[Any]) -> float:
-    """Share of the constants in the texts that are exactly one token."""
+    """Share of the constants in the texts that are one token, with at most the space before them."""
     num_whole = num_constants = 0
     for item, encoding in zip(test, encoded, strict=True):
-        offsets = set(encoding.offsets)
+        offsets = {(start + (item.text[start:stop][:1] == " "), stop) for start, stop in encoding.offsets}
         spans = [match.span() for match in _CONSTANT.finditer(item.text)]
         num_constants += len(spans)
         num_whole += sum(span in offsets for span in spans)
     return num_whole / num_constants
 
 
+# What is found.
+
+
+def retrieved(
+    contenders: dict[str, Any], figures: dict[str, Any], home: Path, corpus: Path, steps: int
+) -> list[dict[str, Any]]:
+    """A row a contender and lane."""
+    settings = yaml.safe_load(CONFIG.read_text())
+    usual = settings["stages"][-1]["embedding"]["max_tokens"]
+    limits = dict.fromkeys(contenders, usual)
+    if "llama" in contenders:
+        limits[LONG] = round(usual * ratio(figures, "llama", "assembly"))
+    rows = []
+    for name, max_tokens in limits.items():
+        tokenizer = contenders["llama" if name == LONG else name]
+        run = home / "runs" / name
+        started = begin(tokenizer, settings["model"]["shape"], run / "start")
+        config = settings | {
+            "run": str(run),
+            "model": {"path": str(started)},
+            "stages": [settings["stages"][-1]],
+        }
+        config.pop("tokenizer")
+        config["stages"][0] |= {"steps": steps, "data": [{"corpus": str(corpus), "task": "retrieval"}]}
+        config["stages"][0]["embedding"]["max_tokens"] = max_tokens
+        rows += searched(name, config, corpus)
+    return rows
+
+
+def begin(tokenizer: Any, shape: dict[str, Any], folder: Path) -> Path:
+    """A model of random weights with this tokenizer."""
+    ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
+    own = ShapeConfig(**shape | {"vocab_size": num_ids(tokenizer)})
+    new_model(llama_config(own, **ids), dtype="fp32", seed=0).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def searched(name: str, config: dict[str, Any], corpus: Path) -> list[dict[str, Any]]:
+    """Train, export and search; the rows over all queries."""
+    run = Path(config["run"])
+    own = run / "wanted.yaml"
+    own.write_text(yaml.safe_dump(config | {"run": str(run / "train")}))
+    call("launch/train.sh", own)
+    call(BIN / "asmtrain", "export", run / "train", "--output", run / "export")
+    model = run / "export" / "embedding"
+    command = ("eval", "retrieval", "--model", model, "--corpus", corpus, "--output", run, "--no-bag")
+    call(BIN / "asmtrain", *command, "--lanes", *LANES)
+    taken = [json.loads(line) for line in (run / "train" / "metrics.jsonl").read_text().splitlines()]
+    cost = {
+        "max_tokens": config["stages"][0]["embedding"]["max_tokens"],
+        "tokens_per_step": round(sum(step["num_tokens"] for step in taken) / len(taken)),
+        "train_seconds": round(sum(step["seconds"] for step in taken), 1),
+    }
+    kept = ("task", "isa", "pool", "recall_at_1", "mrr_at_10", "ci95", "num_queries")
+    rows = json.loads((run / "retrieval.json").read_bytes())["rows"]
+    return [
+        {"tokenizer": name} | cost | {key: row[key] for key in kept}
+        for row in rows
+        if (row["model"], row["bucket"]) == ("trained", "all")
+    ]
+
+
+def call(*command: object) -> None:
+    """Run a command, its output on stderr."""
+    subprocess.run([str(part) for part in command], check=True, stdout=sys.stderr)
+
+
 def show(figures: dict[str, dict[str, Any]]) -> None:
-    """The table."""
-    table = Table("tokenizer", "tokens/instruction", "tokens/function", "constants whole", "tokens/s")
+    """The table of tokens."""
+    headings = (
+        "tokenizer",
+        "vocabulary",
+        "tokens/instruction",
+        "tokens/function",
+        "constants whole",
+        "tokens/s",
+    )
+    table = Table(*headings, box=box.SIMPLE_HEAD)
     for name, row in figures.items():
         table.add_row(
             name,
+            f"{row['vocabulary']:,}",
             f"{row['tokens_per_instruction']:.2f}",
             f"{row['tokens_per_function']:.0f}",
             f"{row['whole_constants']:.1%}",
             f"{row['tokens_per_second']:,}",
         )
-    Console().print(table)
+    terminal.console().print(table)
+
+
+def show_retrieval(rows: list[dict[str, Any]]) -> None:
+    """The table of what was found."""
+    headings = ("tokenizer", "cut at", "lane", "pool", "Recall@1", "MRR@10", "tokens/step", "seconds")
+    table = Table(*headings, box=box.SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(
+            row["tokenizer"],
+            str(row["max_tokens"]),
+            f"{row['task']} {row['isa']}",
+            str(row["pool"]),
+            f"{row['recall_at_1']:.3f}",
+            f"{row['mrr_at_10']:.3f}",
+            f"{row['tokens_per_step']:,}",
+            f"{row['train_seconds']:.0f}",
+        )
+    terminal.console().print(table)
 
 
 if __name__ == "__main__":

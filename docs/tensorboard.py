@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 IMAGE = Path(__file__).parent / "images" / "tensorboard.png"
@@ -36,24 +37,33 @@ def main() -> int:
     if browser is None or not (options.run / "tb").is_dir():
         print("error: this needs chromium, and a run that has begun", file=sys.stderr)
         return 2
+    with serving(options.run / "tb") as address:
+        wait_for(f"{address}/data/plugin/scalars/tags")
+        page = f"{address}/#scalars&_smoothingWeight=0.4&tagFilter={options.show}"
+        take(browser, page, options.output, size=options.size)
+    print(options.output)
+    return 0
+
+
+@contextlib.contextmanager
+def serving(logdir: Path) -> Iterator[str]:
+    """A server while the block runs; yields its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    # Its program, and not the module: this file is called as the module is. Its name is shown, so no path.
+    program = Path(sys.executable).with_name("tensorboard")
     server = subprocess.Popen(
-        [sys.executable, "-m", "tensorboard.main", f"--port={port}", "--logdir=tb", "--load_fast=false"],
-        cwd=options.run,
+        [program, f"--port={port}", f"--logdir={logdir.name}", "--load_fast=false"],
+        cwd=logdir.resolve().parent,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     try:
-        wait_for(f"http://127.0.0.1:{port}/data/plugin/scalars/tags")
-        page = f"http://127.0.0.1:{port}/#scalars&_smoothingWeight=0.4&tagFilter={options.show}"
-        take(browser, page, options.output, size=options.size)
+        yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
         server.wait()
-    print(options.output)
-    return 0
 
 
 def wait_for(address: str) -> None:

@@ -4,8 +4,9 @@ In goes a path; out come functions as `corpus_builder.asm.view` shows them, so t
 whether its compiler's text or its machine code was given, stripped or not. `tests/train/test_binary.py` holds
 the share of functions that agree, `benchmarks/linked.py` measures it on linked and stripped ones.
 
-Invariant: whatever a file holds, it gives functions or `BinaryError`, in time and memory linear in its size
-(`benchmarks/fuzz_reader.py`). Cost: benchmarks/embed_speed.py.
+Invariant: whatever a file holds, it gives functions or `BinaryError` (`benchmarks/fuzz_reader.py`); machine
+code is read in time and memory linear in the size of its file. What must not hang whatever text it is given
+reads in a child (`untrusted`). Cost: benchmarks/embed_speed.py.
 """
 
 import re
@@ -18,7 +19,7 @@ from asmtrain.errors import BinaryError
 from asmtrain.machine import archive, bounds
 from asmtrain.machine.context import Context, Relocation
 from asmtrain.machine.disassembly import function_text
-from asmtrain.machine.elf import FIXED, MACHINES, Damaged, Elf, Section, read_elf
+from asmtrain.machine.elf import FIXED, MACHINES, Damaged, Elf, Foreign, Section, read_elf
 from corpus_builder import asm
 
 ItemT = TypeVar("ItemT")
@@ -26,6 +27,7 @@ ItemT = TypeVar("ItemT")
 MAX_BYTES = 1 << 30
 """Of a file; all of it is read into memory."""
 MAX_TEXT_BYTES = 64 << 20
+_MOST_LOOKED_AT = 1 << 28
 
 
 class Share(NamedTuple):
@@ -90,6 +92,8 @@ def functions_of(content: bytes, path: Path, *, isa: str = "", share: Share = _W
             functions = share.among(_text_functions(path, content, isa))
     except Damaged as error:
         raise BinaryError(f"{path} is damaged: {error}", remedy="build it again") from None
+    except MemoryError:
+        raise BinaryError(f"{path} takes more memory than there is", remedy="split it") from None
     if not functions and share == _WHOLE:
         raise BinaryError(
             f"{path} holds no function",
@@ -145,11 +149,20 @@ def _text_functions(path: Path, content: bytes, isa: str) -> list[BinaryFunction
             remedy="split it",
         )
     text = content.decode("utf-8", "replace")
+    if _is_endless(text):
+        raise BinaryError(f"{path} opens functions or comments and never ends them", remedy="give it whole")
     isa = isa or _guess_isa(path, text)
     raw = asm.split_functions(text)
     if not raw and asm.num_instructions(asm.clean(text, isa)):
         raw = {path.stem: text}  # one bare function, such as a `.s` member of a shard cleaned by hand
     return [BinaryFunction(name, isa, asm.view(body, isa)) for name, body in raw.items()]
+
+
+def _is_endless(text: str) -> bool:
+    """Whether looking for ends of functions and comments, each to the end of the text, takes seconds."""
+    opened = text.count("\t.type\t") - text.count("\t.size\t")
+    comments = text.count("/*", text.rfind("*/") + 1)
+    return max(opened * len(text) // 100, (comments - 16) * len(text)) > _MOST_LOOKED_AT
 
 
 def _guess_isa(path: Path, text: str) -> str:
@@ -170,7 +183,7 @@ def _elf_functions(content: bytes, path: Path, share: Share) -> list[BinaryFunct
     try:
         elf = read_elf(content)
         return list(_read(elf, share))
-    except ValueError as error:
+    except Foreign as error:
         raise BinaryError(
             f"{path} is for {error}",
             remedy=f"give a 64-bit little-endian file for {', '.join(MACHINES.values())}",
@@ -182,7 +195,7 @@ def _elf_functions(content: bytes, path: Path, share: Share) -> list[BinaryFunct
 def _read(elf: Elf, share: Share) -> Iterator[BinaryFunction]:
     section: Section | None = None
     code, context = b"", Context()
-    facts = _facts(elf)
+    facts = context_of(elf)
     for function in share.among(bounds.functions(elf)):
         if function.section is not section:
             section = function.section
@@ -196,7 +209,7 @@ def _read(elf: Elf, share: Share) -> Iterator[BinaryFunction]:
             yield BinaryFunction(function.name, elf.isa, view, function.address, function.size)
 
 
-def _facts(elf: Elf) -> Context:
+def context_of(elf: Elf) -> Context:
     """What holds for all sections of a file."""
     comment = elf.named(".comment")
     is_clang = comment is not None and b"clang version" in elf.data(comment)
@@ -217,10 +230,10 @@ def _context(elf: Elf, section: Section, facts: Context) -> Context:
     if elf.is_linked:
         return facts
     found = {}
-    for entry in elf.relocations(section.index):
+    for entry in elf.relocations(section.number):
         if entry.symbol < len(elf.symbols) and not _is_note(elf.isa, entry.kind):
             symbol = elf.symbols[entry.symbol]
-            target = symbol.value + entry.addend if symbol.section == section.index else None
+            target = symbol.value + entry.addend if symbol.section == section.number else None
             found[entry.offset] = Relocation(entry.kind, target)
     return Context(found, facts.is_linked, facts.absolute, facts.offsets, facts.is_clang)
 

@@ -31,7 +31,7 @@ from corpus_builder.errors import EmptyCorpus
 from corpus_builder.record import FunctionRecord
 from corpus_builder.shards import atomic_output, load_index, read_shard
 
-_SCHEMA_VERSION = 2
+_SCHEMA_VERSION = 3
 _DOCUMENTS_AT_ONCE = 1024
 
 
@@ -48,10 +48,10 @@ class _Part:
 class TokenCache:
     """Documents as token ids; functions and documents are numbered over all parts.
 
-    `lengths`, `functions`, `bodies` and `variants` have one entry a document; the documents of a function
-    follow each other. `bodies` is the start of the body's sha256 as int64, equal for equal bodies. An example
-    is a document that begins with a prompt: `prompt_lengths` tokens, 0 in documents without one; `are_apart`
-    tells where prompt and answer were tokenised each by itself.
+    `lengths`, `functions`, `projects`, `bodies` and `variants` have one entry a document; the documents of a
+    function follow each other. `bodies` is the start of the body's sha256 as int64, equal for equal bodies.
+    An example is a document that begins with a prompt: `prompt_lengths` tokens, 0 in documents without one;
+    `are_apart` tells where prompt and answer were tokenised each by itself.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -71,6 +71,7 @@ class TokenCache:
         self.bodies: IntArray = column("bodies")
         self.variants: npt.NDArray[np.str_] = column("variants")
         self.keys: npt.NDArray[np.str_] = column("keys")
+        self.projects: npt.NDArray[np.str_] = column("projects")
         self.prompt_lengths: npt.NDArray[np.int32] = column("prompt_lengths")
         self.are_apart: npt.NDArray[np.bool_] = column("are_apart")
         is_first = np.append(True, self.keys[1:] != self.keys[:-1])
@@ -140,6 +141,18 @@ def build_cache(
             "corpus's variants",
         )
     return TokenCache(cache)
+
+
+def document_texts(data: DataConfig, split: str) -> Iterator[str]:
+    """The texts of the documents of `build_cache`'s arrays, in their order; raises as it does."""
+    assert data.task == "completion" or data.task == "retrieval" or data.task == "events"
+    parts = _parts(data, split)
+    selected = _selection(parts, data.max_functions)
+    for part in parts:
+        own = selected[part.first_function : part.first_function + part.num_functions]
+        for record, is_used in zip(read_shard(part.shard), own, strict=True):
+            if is_used:
+                yield from (item.text for item in documents(record, data.task, data.variants))
 
 
 def estimate_tokens(data: DataConfig, split: str, tokenizer: Any, *, num_functions: int = 64) -> float:
@@ -236,6 +249,8 @@ class _Entry(NamedTuple):
     body_sha256: str
     num_prompt: int = 0
     is_apart: bool = False
+    project: str = ""
+    """Of documents; examples do without."""
 
 
 def _encode(
@@ -245,17 +260,18 @@ def _encode(
     entries = (_examples if data.task in EXAMPLE_TASKS else _documents)(records, data, tokenizer)
     dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
     ids: list[npt.NDArray[Any]] = []
-    rows: list[tuple[str, str, int, int, bool]] = []
+    rows: list[tuple[str, str, str, int, int, bool]] = []
     for entry in entries:
         beat()
         ids.append(np.array(entry.ids, dtype=dtype))
         body = int.from_bytes(bytes.fromhex(entry.body_sha256[:16]), "big", signed=True)
-        rows.append((entry.key, entry.variant, body, entry.num_prompt, entry.is_apart))
-    keys, variants, bodies, prompts, apart = zip(*rows, strict=True) if rows else ((),) * 5
+        rows.append((entry.key, entry.project, entry.variant, body, entry.num_prompt, entry.is_apart))
+    keys, projects, variants, bodies, prompts, apart = zip(*rows, strict=True) if rows else ((),) * 6
     return {
         "tokens": np.concatenate([np.empty(0, dtype), *ids]),
         "starts": np.cumsum([0, *map(len, ids)]),
         "keys": np.array(keys, dtype=str),
+        "projects": np.array(projects, dtype=str),
         "variants": np.array(variants, dtype=str),
         "bodies": np.array(bodies, dtype=np.int64),
         "prompt_lengths": np.array(prompts, dtype=np.int32),
@@ -265,13 +281,15 @@ def _encode(
 
 def _documents(records: Iterator[FunctionRecord], data: DataConfig, tokenizer: Any) -> Iterator[_Entry]:
     encoder = _encoder(tokenizer)
-    assert data.task == "completion" or data.task == "retrieval"
+    assert data.task == "completion" or data.task == "retrieval" or data.task == "events"
     task = data.task
     texts = (document for record in records for document in documents(record, task, data.variants))
     while batch := list(itertools.islice(texts, _DOCUMENTS_AT_ONCE)):
         encoded = encoder.encode_batch_fast([document.text for document in batch])
         for item, document in zip(encoded, batch, strict=True):
-            yield _Entry(item.ids, document.key, document.variant, document.body_sha256)
+            yield _Entry(
+                item.ids, document.key, document.variant, document.body_sha256, project=document.project
+            )
 
 
 def _examples(records: Iterator[FunctionRecord], data: DataConfig, tokenizer: Any) -> Iterator[_Entry]:

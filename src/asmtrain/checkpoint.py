@@ -49,6 +49,7 @@ from asmtrain.model import (
     load_adapter,
     load_head,
     load_model,
+    set_attention,
     weights_file,
     write_form,
 )
@@ -290,6 +291,7 @@ def load_stage_result(folder: Path, dtype: Dtype | None = None) -> tuple[Languag
         model: LanguageModel = load_adapter(base, folder, result.trainable, base=result.base)
     else:
         model = load_model(str(folder), dtype=dtype)
+    set_attention(backbone(model).config, result.embedding)
     if result.embedding is None:
         return model, None
     head = load_head(folder, result.embedding, hidden_size=backbone(model).config.hidden_size, dtype=dtype)

@@ -26,6 +26,7 @@ _EXAMPLES = """examples:
   asmtrain export runs/demo/train --output runs/demo/export
   asmtrain eval retrieval --model runs/demo/export/embedding --corpus runs/demo/corpus --output runs/demo/eval
   asmtrain eval leaks runs/demo/corpus
+  asmtrain embed /usr/bin/sed --output vectors
   asmtrain index build runs/demo/corpus --model runs/demo/export/embedding --output runs/demo/index
   asmtrain index search runs/demo/index library.so --function parse_header
   asmtrain serve runs/demo/index

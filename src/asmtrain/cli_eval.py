@@ -10,11 +10,15 @@ def add_eval(commands: Any) -> None:
     parser = commands.add_parser("eval", help="evaluate a model on a task")
     tasks = parser.add_subparsers(required=True, metavar="TASK")
     _add_eval_retrieval(tasks)
+    _add_eval_probe(tasks)
     leaks = tasks.add_parser(
         "leaks", help="functions of a split that training has seen; exit code 1 if there are any"
     )
     leaks.add_argument("corpus", type=Path, help="a corpus folder")
     leaks.add_argument("--split", default="test", choices=("valid", "test"), help="default: test")
+    leaks.add_argument(
+        "--trained-on", type=Path, metavar="CORPUS", help="whose training split counts (default: its own)"
+    )
     leaks.add_argument("--json", action="store_true", dest="as_json", help="print JSON")
     leaks.set_defaults(handler=_eval_leaks)
     completion = tasks.add_parser("completion", help="perplexity of a language model on assembly")
@@ -27,15 +31,7 @@ def add_eval(commands: Any) -> None:
 
 def _add_eval_retrieval(tasks: Any) -> None:
     parser = tasks.add_parser("retrieval", help="find functions across -O levels, compilers and ISAs")
-    parser.add_argument(
-        "--model",
-        action="append",
-        required=True,
-        metavar="[NAME=]MODEL",
-        dest="models",
-        help="an exported embedding/ folder, a sentence-transformers folder, or module:function, a Python"
-        " callable from a list of texts to an array of vectors; may be given several times",
-    )
+    _add_models(parser)
     parser.add_argument("--corpus", type=Path, required=True, help="corpus whose test split is searched")
     parser.add_argument("--output", type=Path, required=True, help="folder for retrieval.json and pictures")
     parser.add_argument("--split", default="test", choices=("valid", "test"), help="default: test")
@@ -60,7 +56,50 @@ def _add_eval_retrieval(tasks: Any) -> None:
     parser.add_argument(
         "--export", type=Path, metavar="FOLDER", help="write each lane as corpus, queries and qrels (BEIR)"
     )
+    parser.add_argument(
+        "--trained-on",
+        type=Path,
+        metavar="CORPUS",
+        help="corpus whose training split the models saw, and the bag learns from (default: --corpus)",
+    )
     parser.set_defaults(handler=_eval_retrieval)
+
+
+def _add_eval_probe(tasks: Any) -> None:
+    parser = tasks.add_parser("probe", help="what a model's vectors tell: size, -O level, compiler, ISA")
+    _add_models(parser)
+    parser.add_argument("--corpus", type=Path, required=True, help="probes are fitted on its training split")
+    parser.add_argument("--output", type=Path, required=True, help="folder for probe.json and probe.png")
+    parser.add_argument("--split", default="test", choices=("valid", "test"), help="judged on; default: test")
+    parser.add_argument(
+        "--projector",
+        type=Path,
+        metavar="LOGDIR",
+        help="write the judged vectors there for TensorBoard's projector, such as RUN/tb",
+    )
+    parser.set_defaults(handler=_eval_probe)
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        action="append",
+        required=True,
+        metavar="[NAME=]MODEL",
+        dest="models",
+        help="an exported embedding/ folder (FOLDER@64: its vectors cut to 64 numbers), a"
+        " sentence-transformers folder, or module:function, a Python callable from a list of texts to an"
+        " array of vectors; may be given several times",
+    )
+
+
+def _eval_probe(options: argparse.Namespace) -> int:
+    from asmtrain.tasks import probe
+
+    probe.run(
+        options.models, options.corpus, options.output, split=options.split, projector=options.projector
+    )
+    return 0
 
 
 def _eval_retrieval(options: argparse.Namespace) -> int:
@@ -75,6 +114,7 @@ def _eval_retrieval(options: argparse.Namespace) -> int:
         lanes=options.lanes,
         with_bag=options.with_bag,
         export=options.export,
+        trained_on=options.trained_on,
     )
     return 0
 
@@ -82,7 +122,9 @@ def _eval_retrieval(options: argparse.Namespace) -> int:
 def _eval_leaks(options: argparse.Namespace) -> int:
     from asmtrain.tasks import leaks
 
-    return leaks.run(options.corpus, split=options.split, as_json=options.as_json)
+    return leaks.run(
+        options.corpus, split=options.split, trained_on=options.trained_on, as_json=options.as_json
+    )
 
 
 def _eval_completion(options: argparse.Namespace) -> int:

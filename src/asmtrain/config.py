@@ -11,11 +11,13 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
+from asmtrain.embedding_config import DistillConfig, EmbeddingConfig, Positive
 from corpus_builder.config import ConfigModel, Split, load_config
 
 __all__ = [
     "CheckpointConfig",
     "DataConfig",
+    "DistillConfig",
     "DocumentTask",
     "EmbeddingConfig",
     "EngineConfig",
@@ -25,6 +27,7 @@ __all__ = [
     "Lora",
     "ModelConfig",
     "OptimizerConfig",
+    "Positive",
     "ShapeConfig",
     "StageConfig",
     "TokenizerConfig",
@@ -32,10 +35,9 @@ __all__ = [
     "load_train_config",
 ]
 
-Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Dtype = Literal["fp32", "bf16"]
-DocumentTask = Literal["completion", "retrieval"]
+DocumentTask = Literal["completion", "retrieval", "events"]
 """Tasks that show a text."""
 ExampleTask = Literal["c_to_asm", "asm_to_c", "transpile", "recompile"]
 """Tasks that show a prompt and ask for an answer: what `sft` learns."""
@@ -47,7 +49,8 @@ class ShapeConfig(ConfigModel):
     vocab_size: Positive
     hidden_size: Positive
     intermediate_size: Positive
-    num_layers: Positive
+    num_layers: Annotated[int, Field(ge=0)]
+    """0 leaves a bag of tokens, which is what `events` need."""
     num_heads: Positive
     num_kv_heads: Positive
     rope_theta: float = 10000.0
@@ -119,12 +122,13 @@ class DataConfig(ConfigModel):
 
     corpus: Path
     task: DocumentTask | ExampleTask
-    """`completion` shows clean assembly; `retrieval` shows it as a stripped binary would.
+    """`completion` shows clean assembly; `retrieval` shows it as a stripped binary would; `events` tells what
+    that does in words that all instruction sets share (asmtrain/events.py), without their order.
 
     With an answer, for `sft`: `c_to_asm` shows the C source and asks for a variant; `asm_to_c` the reverse;
     `transpile` asks for the same compiler and level of another ISA, `recompile` for another -O level."""
     weight: Annotated[float, Field(gt=0)] = 1.0
-    """Share of the stage's tokens, relative to the other parts."""
+    """Share of the stage's tokens (functions, if `contrastive`), relative to the other parts."""
     max_functions: Positive | None = None
     """Use this many functions of the split, evenly spread; all without it."""
     variants: tuple[str, ...] = ("*",)
@@ -182,19 +186,6 @@ class OptimizerConfig(ConfigModel):
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
 
 
-class EmbeddingConfig(ConfigModel):
-    """How a function becomes a vector, and the contrastive loss that trains it."""
-
-    pooling: Literal["mean", "max", "lasttoken"] = "lasttoken"
-    dim: Positive = 128
-    """Length of the vector."""
-    temperature: Annotated[float, Field(gt=0)] = 0.05
-    max_tokens: Positive = 256
-    """Longer functions are cut, keeping the end token."""
-    functions_per_step: Positive = 64
-    """Functions in a step over all ranks, each in two variants; the other functions are its negatives."""
-
-
 class StageConfig(ConfigModel):
     """One training phase: objective, data mixture, what is trainable, schedule."""
 
@@ -218,7 +209,7 @@ class StageConfig(ConfigModel):
     rows_per_step: Positive = 16
     """Packed rows in a step over all ranks and micro-steps (`causal_lm`, `sft`)."""
     micro_rows: Positive = 8
-    """Rows, or function pairs of a contrastive step, in one forward pass of one rank."""
+    """Rows, or functions of a contrastive step in all their variants, in one forward pass of one rank."""
     embedding: EmbeddingConfig | None = None
     """Required by `contrastive`."""
     eval_rows: Annotated[int, Field(ge=0)] = 64
@@ -232,8 +223,6 @@ class StageConfig(ConfigModel):
     def _fits_objective(self) -> "StageConfig":
         if self.objective == "contrastive" and self.embedding is None:
             raise ValueError("a contrastive stage needs an `embedding` group")
-        if self.objective == "contrastive" and len(self.data) != 1:
-            raise ValueError("a contrastive stage takes one corpus in `data`")
         texts, asked = get_args(DocumentTask), get_args(ExampleTask)
         tasks = [part.task for part in self.data]
         if self.objective == "sft" and not set(tasks) & set(asked):
@@ -245,8 +234,12 @@ class StageConfig(ConfigModel):
                 raise ValueError(
                     f"objective {self.objective!r} takes the tasks {', '.join(texts)}; got {task!r}"
                 )
+        if "events" in tasks and self.objective != "contrastive":
+            raise ValueError("task 'events' has no order to predict: it is for contrastive stages")
         if self.replay and self.objective == "contrastive":
-            raise ValueError("`replay` is for causal_lm and sft; a contrastive stage takes one corpus")
+            raise ValueError(
+                "`replay` is for causal_lm and sft; name all corpora of a contrastive stage in `data`"
+            )
         if sum(self.replay.values()) >= 1:
             total = sum(self.replay.values())
             raise ValueError(f"`replay` takes {total:g} of the rows; leave some to the stage's own `data`")
@@ -293,7 +286,7 @@ class TrainConfig(ConfigModel):
     seed: int = 0
     model: ModelConfig
     tokenizer: TokenizerConfig | None = None
-    """Required by a model without `path`."""
+    """Required by a model without `path`, unless it reads `events`, whose vocabulary is fixed."""
     stages: tuple[StageConfig, ...]
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -326,6 +319,19 @@ class TrainConfig(ConfigModel):
                     )
         return stages
 
+    @property
+    def reads_events(self) -> bool:
+        """Whether the run's texts are events."""
+        return self.stages[0].data[0].task == "events"
+
+    @model_validator(mode="after")
+    def _one_vocabulary(self) -> "TrainConfig":
+        tasks = {part.task for stage in self.stages for part in stage.data}
+        if "events" in tasks and len(tasks) > 1:
+            others = ", ".join(sorted(tasks - {"events"}))
+            raise ValueError(f"task 'events' has a vocabulary of its own; this run also reads {others}")
+        return self
+
     @model_validator(mode="after")
     def _rows_can_be_split(self) -> "TrainConfig":
         ranks = self.engine.sequence_parallel
@@ -339,7 +345,7 @@ class TrainConfig(ConfigModel):
 
     @model_validator(mode="after")
     def _new_model_has_tokenizer(self) -> "TrainConfig":
-        if self.model.path is None and self.tokenizer is None:
+        if self.model.path is None and self.tokenizer is None and not self.reads_events:
             raise ValueError("a new model needs a `tokenizer` group")
         is_chat = any(part.prompt == "chat" for stage in self.stages for part in stage.data)
         if is_chat and self.model.path is None and self.model.chat_template is None:

@@ -1,34 +1,44 @@
 """Batches: token caches in, the micro-batches of one rank out.
 
 `build_cache` (cache.py) tokenises a split once into memory-mapped arrays. `RowBatches` packs cached documents
-into rows, `PairBatches` draws functions in two variants. Every batch is a pure function of (step, seed,
-corpus, settings): a resumed run asks for the step it stopped at, there is no iterator state. The global order
-of rows does not depend on the number of ranks.
+into rows; `pairs` draws functions in several variants. Every batch is a pure function of (step, seed, corpus,
+settings): a resumed run asks for the step it stopped at, there is no iterator state. The global order of rows
+does not depend on the number of ranks.
 
 Cost: packing once at the start, about 1 us a document; then a batch costs copies of its tokens.
 
-Shapes: B rows or functions of a micro-batch, T tokens.
+Shapes: B rows of a micro-batch, T tokens.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from asmtrain.cache import TokenCache, build_cache
-from asmtrain.errors import ConfigError, LaunchError
+from asmtrain.errors import LaunchError
 from asmtrain.fitting import TooLong, fit
 from asmtrain.losses import IGNORE
 from asmtrain.packing import IntArray, Rows, pack
 
-__all__ = ["PairBatch", "PairBatches", "RowBatch", "RowBatches", "TokenCache", "build_cache", "to_device"]
+__all__ = [
+    "RowBatch",
+    "RowBatches",
+    "TokenCache",
+    "build_cache",
+    "cut_keeping_end",
+    "interleave",
+    "seeded",
+    "share_of_rank",
+    "to_device",
+]
 
-BatchT = TypeVar("BatchT", "RowBatch", "PairBatch")
+BatchT = TypeVar("BatchT", bound=Any)
 
-_PERMUTE_DOCUMENTS, _PERMUTE_ROWS, _PERMUTE_FUNCTIONS, _DRAW_VARIANTS = range(4)
+_PERMUTE_DOCUMENTS, _PERMUTE_ROWS = range(2)
 _PlannedRows: TypeAlias = list[tuple[int, int]]
 """Part, and row of its packing."""
 _EMPTY = (-1, -1)
@@ -48,23 +58,10 @@ class RowBatch:
     """Number of the document in its row; -1 in padding."""
 
 
-@dataclass(frozen=True)
-class PairBatch:
-    """Functions for `contrastive`, each in two variants with different bodies, padded on the right."""
-
-    left_ids_BT: torch.Tensor
-    left_mask_BT: torch.Tensor
-    right_ids_BT: torch.Tensor
-    right_mask_BT: torch.Tensor
-    functions_B: torch.Tensor
-    """Number of the function in its cache."""
-    clusters_B: torch.Tensor
-    """Equal for functions that share a body, directly or over others: no negatives of each other."""
-
-
 def to_device(batch: BatchT, device: torch.device | str) -> BatchT:
     """The batch with every tensor on a device."""
-    return type(batch)(**{item.name: getattr(batch, item.name).to(device) for item in fields(batch)})
+    moved: BatchT = type(batch)(**{item.name: getattr(batch, item.name).to(device) for item in fields(batch)})
+    return moved
 
 
 class RowBatches:
@@ -93,7 +90,7 @@ class RowBatches:
             LaunchError: the rows of a step cannot be spread evenly over the ranks.
             EmptyCorpus: no example fits a row.
         """
-        self.rows_per_rank = _share("rows_per_step", rows_per_step, world)
+        self.rows_per_rank = share_of_rank("rows_per_step", rows_per_step, world)
         self.caches = list(caches)
         self.context, self.rows_per_step, self.micro_rows = context, rows_per_step, micro_rows
         self.seed, self.rank, self.world = seed, rank, world
@@ -102,7 +99,7 @@ class RowBatches:
         self.packed: list[Rows] = []
         for part, cache in enumerate(caches):
             used = fit(cache, context, too_long[part] if too_long else "split")
-            order = _rng(seed, _PERMUTE_DOCUMENTS, part).permutation(len(used.documents))
+            order = seeded(seed, _PERMUTE_DOCUMENTS, part).permutation(len(used.documents))
             self._orders.append(used.documents[order])
             self.packed.append(pack(used.lengths[order], context))
         self._epochs: dict[tuple[int, int], IntArray] = {}
@@ -172,7 +169,7 @@ class RowBatches:
 
     def _schedule(self, first: int, stop: int) -> _PlannedRows:
         """(part, row of its packing) of the global rows `first` to `stop`."""
-        parts, occurrences = _interleave(self._weights, first, stop)
+        parts, occurrences = interleave(self._weights, first, stop)
         return [
             (part, self._row(part, occurrence))
             for part, occurrence in zip(parts.tolist(), occurrences.tolist(), strict=True)
@@ -183,7 +180,7 @@ class RowBatches:
         epoch, place = divmod(occurrence, num_rows)
         if (part, epoch) not in self._epochs:
             self._epochs = {key: order for key, order in self._epochs.items() if key[0] != part}
-            self._epochs[part, epoch] = _rng(self.seed, _PERMUTE_ROWS, part, epoch).permutation(num_rows)
+            self._epochs[part, epoch] = seeded(self.seed, _PERMUTE_ROWS, part, epoch).permutation(num_rows)
         return int(self._epochs[part, epoch][place])
 
     def _batch(self, rows: _PlannedRows) -> RowBatch:
@@ -210,98 +207,6 @@ class RowBatches:
         return [(int(order[place]), start, length) for place, start, length in self.packed[part].pieces(row)]
 
 
-class PairBatches:
-    """Functions in two variants: `step(i)` gives this rank's micro-batches of optimizer step i.
-
-    An epoch draws every function that has two different bodies once; what does not fill a step at its end is
-    left to the next epoch's order. The functions of a step are dealt to ranks and micro-batches by length, so
-    that little is padded; which functions, in which variants, depends on the step alone.
-    """
-
-    def __init__(
-        self,
-        cache: TokenCache,
-        *,
-        functions_per_step: int,
-        micro_rows: int,
-        max_tokens: int,
-        seed: int,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        """Find the functions. Raises LaunchError or ConfigError when a step cannot be filled."""
-        self.functions_per_rank = _share("functions_per_step", functions_per_step, world)
-        self.cache = cache
-        self.functions_per_step, self.micro_rows = functions_per_step, micro_rows
-        self.max_tokens, self.seed, self.rank, self.world = max_tokens, seed, rank, world
-        self.functions = _functions_with_two_bodies(cache)
-        if len(self.functions) < functions_per_step:
-            raise ConfigError(
-                f"functions_per_step is {functions_per_step}, but only {len(self.functions)} functions have "
-                "two different bodies",
-                remedy="lower embedding.functions_per_step, or allow more variants and functions in `data`",
-            )
-        self._clusters = body_clusters(cache.functions, cache.bodies)
-        self._epoch: tuple[int, IntArray] = (-1, self.functions)
-
-    @property
-    def num_micro_steps(self) -> int:
-        """Micro-batches that `step` returns, the same on every rank."""
-        return -(-self.functions_per_rank // self.micro_rows)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps until every function was drawn once."""
-        return len(self.functions) // self.functions_per_step
-
-    def step(self, index: int) -> list[PairBatch]:
-        """This rank's micro-batches of optimizer step `index`, counted from 0."""
-        pairs = self._draw(index)
-        lengths = np.minimum(self.cache.lengths[pairs], self.max_tokens).sum(1)
-        pairs = pairs[np.argsort(-lengths, kind="stable")]
-        own = pairs[self.rank :: self.world]
-        return [self._batch(own[at : at + self.micro_rows]) for at in range(0, len(own), self.micro_rows)]
-
-    def keys(self, index: int) -> list[str]:
-        """The functions that step `index` reads on all ranks."""
-        return [str(self.cache.keys[left]) for left, _ in self._draw(index)]
-
-    def _draw(self, index: int) -> IntArray:
-        """Two documents of different bodies for each function of a step: (functions_per_step, 2)."""
-        epoch, place = divmod(index, self.steps_per_epoch)
-        if self._epoch[0] != epoch:
-            order = _rng(self.seed, _PERMUTE_FUNCTIONS, epoch).permutation(self.functions)
-            self._epoch = (epoch, order)
-        first = place * self.functions_per_step
-        rng = _rng(self.seed, _DRAW_VARIANTS, index)
-        chosen = self._epoch[1][first : first + self.functions_per_step]
-        return np.array([self._two_documents(int(function), rng) for function in chosen])
-
-    def _two_documents(self, function: int, rng: np.random.Generator) -> tuple[int, int]:
-        """First any document, then any whose body differs from it."""
-        documents = self.cache.documents_of(function)
-        bodies = self.cache.bodies[documents.start : documents.stop]
-        left = int(rng.integers(len(bodies)))
-        others = np.flatnonzero(bodies != bodies[left])
-        return documents.start + left, documents.start + int(rng.choice(others))
-
-    def _batch(self, pairs: IntArray) -> PairBatch:
-        (left_ids, left_mask), (right_ids, right_mask) = (self._padded(pairs[:, side]) for side in (0, 1))
-        functions = self.cache.functions[pairs[:, 0]].astype(np.int64)
-        marks = (torch.from_numpy(numbers) for numbers in (functions, self._clusters[functions]))
-        return PairBatch(left_ids, left_mask, right_ids, right_mask, *marks)
-
-    def _padded(self, documents: IntArray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and mask, padded on the right to the longest."""
-        texts = [cut_keeping_end(self.cache.tokens(int(document)), self.max_tokens) for document in documents]
-        shape = (len(texts), max(map(len, texts)))
-        ids, mask = np.full(shape, self.cache.pad_id), np.zeros(shape, dtype=np.int64)
-        for line, tokens in enumerate(texts):
-            ids[line, : len(tokens)] = tokens
-            mask[line, : len(tokens)] = 1
-        return torch.from_numpy(ids), torch.from_numpy(mask)
-
-
 def cut_keeping_end(tokens: npt.NDArray[np.integer], max_tokens: int) -> npt.NDArray[np.integer]:
     """At most `max_tokens` tokens, the last one kept: what the tokenizer's own truncation gives."""
     if len(tokens) <= max_tokens:
@@ -309,11 +214,13 @@ def cut_keeping_end(tokens: npt.NDArray[np.integer], max_tokens: int) -> npt.NDA
     return np.concatenate((tokens[: max_tokens - 1], tokens[-1:]))
 
 
-def _rng(*words: int) -> np.random.Generator:
+def seeded(*words: int) -> np.random.Generator:
+    """A generator that equal words make equal."""
     return np.random.default_rng(words)
 
 
-def _share(name: str, total: int, world: int) -> int:
+def share_of_rank(name: str, total: int, world: int) -> int:
+    """`total` over `world` ranks; raises LaunchError where they cannot share it evenly."""
     if total % world:
         raise LaunchError(
             f"{name} is {total}, which {world} ranks cannot share evenly",
@@ -322,37 +229,18 @@ def _share(name: str, total: int, world: int) -> int:
     return total // world
 
 
-def _interleave(weights: npt.NDArray[np.float64], first: int, stop: int) -> tuple[IntArray, IntArray]:
-    """Which part gives each global row, and how many rows that part gave before.
+def interleave(weights: npt.NDArray[np.float64], first: int, stop: int) -> tuple[IntArray, IntArray]:
+    """Which part gives each global row from `first` to `stop`, and how many rows that part gave before.
 
     The k-th row of a part of weight w is due at time (k + 1/2) / w; rows come in the order of those times,
-    so a prefix of the order never depends on what follows.
+    so a prefix of the order never depends on what follows. Weights sum to 1. A part is at most half as many
+    rows from its share as there are parts, and one: rows well before `first` need not be looked at.
     """
-    counts = [int(np.ceil(stop * weight)) + 1 for weight in weights]
-    due = np.concatenate([(np.arange(n) + 0.5) / w for n, w in zip(counts, weights, strict=True)])
-    parts = np.repeat(np.arange(len(weights)), counts)
-    occurrences = np.concatenate([np.arange(n) for n in counts])
-    order = np.lexsort((parts, due))[first:stop]
-    return parts[order], occurrences[order]
-
-
-def _functions_with_two_bodies(cache: TokenCache) -> IntArray:
-    different = cache.bodies[1:] != cache.bodies[:-1]
-    within = cache.functions[1:] == cache.functions[:-1]
-    return np.unique(cache.functions[1:][different & within]).astype(np.int64)
-
-
-def body_clusters(functions: IntArray, bodies: IntArray) -> IntArray:
-    """The cluster of each function, of documents' functions (0 to n - 1) and bodies.
-
-    Functions that a chain of equal bodies joins have the same cluster.
-    """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    num_functions = int(functions.max()) + 1
-    _, numbers = np.unique(bodies, return_inverse=True)
-    num_nodes = num_functions + int(numbers.max()) + 1
-    edges = (np.ones(len(bodies), dtype=bool), (functions, num_functions + numbers))
-    clusters = connected_components(coo_array(edges, shape=(num_nodes, num_nodes)), directed=False)[1]
-    return np.asarray(clusters[:num_functions], dtype=np.int64)
+    slack = len(weights) + 2
+    spans = [(max(0, int(first * w) - slack), int(np.ceil(stop * w)) + slack) for w in weights]
+    counted = [np.arange(start, end) for start, end in spans]
+    due = np.concatenate([(own + 0.5) / w for own, w in zip(counted, weights, strict=True)])
+    parts = np.repeat(np.arange(len(weights)), [len(own) for own in counted])
+    skipped = sum(start for start, _ in spans)
+    order = np.lexsort((parts, due))[first - skipped : stop - skipped]
+    return parts[order], np.concatenate(counted)[order]

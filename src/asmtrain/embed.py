@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,8 +130,9 @@ def read_files(files: Sequence[Path]) -> Iterator[FileFunctions | Failure]:
             yield _joined(path, parts)
 
 
-def _batches(files: Iterable[Path], num_cores: int) -> Iterator[list[Job]]:
+def _batches(files: Sequence[Path], num_cores: int) -> Iterator[list[Job]]:
     """Jobs for one child each: some small files, or a core's share of a large one."""
+    most = min(_FILES_PER_CHILD, -(-len(files) // num_cores))
     batch: list[Job] = []
     for path in files:
         if _size(path) >= _SHARED_BYTES and num_cores > 1:
@@ -140,7 +141,7 @@ def _batches(files: Iterable[Path], num_cores: int) -> Iterator[list[Job]]:
             batch = []
         else:
             batch.append(Job(path))
-        if len(batch) == _FILES_PER_CHILD:
+        if len(batch) == most:
             yield batch
             batch = []
     yield batch

@@ -1,7 +1,8 @@
 """From a function's hidden states to its vector: pooling, a dense layer, unit length.
 
 The three steps are those of sentence-transformers' Pooling, Dense (no bias, no activation) and Normalize, so
-that an export as such a folder gives the same vectors.
+that an export as such a folder gives the same vectors. `learned` pooling is its Dense with a GLU over the
+tokens, then its Pooling: folders that name classes of ours are not loaded without `trust_remote_code`.
 
 Shapes: B functions, T tokens, H hidden size, D vector length. Masks are 1 for tokens, 0 for padding, on
 either side.
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-Pooling = Literal["mean", "max", "lasttoken"]
+Pooling = Literal["mean", "max", "lasttoken", "learned"]
 
 
 def mean_pool(hidden_BTH: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
@@ -35,7 +36,7 @@ def last_token_pool(hidden_BTH: torch.Tensor, mask_BT: torch.Tensor) -> torch.Te
     return hidden_BTH[torch.arange(len(last_B), device=mask_BT.device), last_B]
 
 
-_POOLS: dict[Pooling, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+_POOLS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "mean": mean_pool,
     "max": max_pool,
     "lasttoken": last_token_pool,
@@ -46,15 +47,34 @@ class EmbeddingHead(nn.Module):
     """Pooling, then a dense layer without bias, then unit length.
 
     The dense layer starts orthogonal: as far as `dim` allows it keeps the backbone's angles.
+
+    With `learned` pooling dimension d of a vector is the mean over tokens of sigmoid(q_d . h) (w_d . h): an
+    attention whose weights are not forced to sum to 1, which unit length makes up for. The layer holds the
+    w_d, then the q_d; these start at zero, which is mean pooling.
     """
 
     def __init__(self, hidden_size: int, dim: int, *, pooling: Pooling) -> None:
         super().__init__()
         self.pooling: Pooling = pooling
-        self.dense = nn.Linear(hidden_size, dim, bias=False)
-        nn.init.orthogonal_(self.dense.weight)
+        self.dim = dim
+        self.dense = nn.Linear(hidden_size, dim * (2 if pooling == "learned" else 1), bias=False)
+        nn.init.orthogonal_(self.dense.weight[:dim])
+        nn.init.zeros_(self.dense.weight[dim:])
 
     def forward(self, hidden_BTH: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
         """Unit vectors (B, D), in the dtype of the hidden states."""
+        if self.pooling == "learned":
+            return F.normalize(mean_pool(F.glu(self.dense(hidden_BTH)), mask_BT), dim=-1)
         pooled_BH = _POOLS[self.pooling](hidden_BTH, mask_BT)
         return F.normalize(self.dense(pooled_BH), dim=-1)
+
+    def of_bags(
+        self, states_UH: torch.Tensor, places_N: torch.Tensor, lengths_B: torch.Tensor
+    ) -> torch.Tensor:
+        """The same (B, D) of texts whose N tokens, one text behind the other, have states at places of U.
+
+        For `mean` and `learned` pooling, to which order is nothing.
+        """
+        values = F.glu(self.dense(states_UH)) if self.pooling == "learned" else states_UH
+        pooled = F.embedding_bag(places_N, values, lengths_B.cumsum(0) - lengths_B, mode="mean")
+        return F.normalize(pooled if self.pooling == "learned" else self.dense(pooled), dim=-1)

@@ -29,6 +29,8 @@ from transformers.utils.logging import disable_progress_bar
 from asmtrain.config import EmbeddingConfig
 from asmtrain.embedding import EmbeddingHead
 from asmtrain.errors import ModelError
+from asmtrain.model import vectors_of
+from asmtrain.tokens import as_read, load_tokenizer
 
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 65536}
 """What fits the second-level cache of a core: 8,192 tokens are a quarter slower, 512 a tenth. A GPU needs
@@ -46,7 +48,7 @@ Vectors = npt.NDArray[np.float32]
 class Encoder:
     """A backbone, its embedding head and its tokenizer."""
 
-    backbone: torch.nn.Module
+    backbone: Any
     head: EmbeddingHead
     tokenizer: Any
     max_tokens: int
@@ -55,9 +57,14 @@ class Encoder:
     """Of the weights, tokenizer and settings: two encoders that share it give the same vectors."""
 
     @property
+    def reads(self) -> str:
+        """The task whose texts it reads: `events`, or views as they are."""
+        return str(getattr(self.backbone.config, "reads", "retrieval"))
+
+    @property
     def dim(self) -> int:
         """Length of a vector."""
-        return self.head.dense.out_features
+        return self.head.dim
 
     @property
     def device(self) -> torch.device:
@@ -65,22 +72,42 @@ class Encoder:
         return self.head.dense.weight.device
 
 
-def load_encoder(folder: Path) -> Encoder:
+def load_encoder(folder: Path, *, dim: int | None = None) -> Encoder:
     """Open an `embedding/` folder, on the GPU where there is one.
 
+    `dim` cuts vectors to their first numbers, made unit ones again: what `matryoshka` trains them for.
+
     Raises:
-        ModelError: the folder is not an embedding export, or is incomplete.
+        ModelError: the folder is no whole embedding export, or its vectors are shorter than `dim`.
     """
     settings = _settings(folder)
     disable_progress_bar()  # loading is quick; the bars that matter are the callers'
     try:
         backbone = AutoModel.from_pretrained(folder, use_safetensors=True, dtype="auto")
-        weight = load_file(folder / "2_Dense" / "model.safetensors")["linear.weight"]
+        weight = load_file(folder / settings["dense"] / "model.safetensors")["linear.weight"]
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise _unusable(folder, str(error).splitlines()[0]) from None
-    head = EmbeddingHead(weight.shape[1], weight.shape[0], pooling=settings["pooling"]).to(weight.dtype)
-    head.load_state_dict({"dense.weight": weight})
-    return _assembled(folder, backbone, head, settings["max_tokens"], sha256=_identity(folder))
+    sha256 = identity(folder)
+    if dim is not None and dim != settings["dim"]:
+        weight, sha256 = _cut(weight, dim, settings), hashlib.sha256(f"{dim} {sha256}".encode()).hexdigest()
+    head = EmbeddingHead(weight.shape[1], dim or settings["dim"], pooling=settings["pooling"])
+    head.to(weight.dtype).load_state_dict({"dense.weight": weight})
+    return _assembled(folder, backbone, head, settings["max_tokens"], sha256=sha256)
+
+
+def _cut(weight_DH: torch.Tensor, dim: int, settings: dict[str, Any]) -> torch.Tensor:
+    """The rows of the dense layer that make the first `dim` numbers, learned queries among them."""
+    if not 1 <= dim <= settings["dim"]:
+        raise ModelError(
+            f"the model's vectors have {settings['dim']} numbers and cannot be cut to {dim}",
+            remedy=f"ask for 1 to {settings['dim']}, best a length in `matryoshka` of its training",
+        )
+    return torch.cat([side[:dim] for side in torch.split(weight_DH, settings["dim"])])
+
+
+def identity(folder: Path) -> str:
+    """`Encoder.sha256` of a folder, without loading it; raises ModelError where it is no embedding export."""
+    return _identity(folder, _settings(folder)["dense"])
 
 
 def default_model() -> Path:
@@ -110,7 +137,7 @@ def untrained_twin(folder: Path, *, seed: int) -> Encoder:
         backbone = AutoModel.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
         hidden = backbone.config.hidden_size
         head = EmbeddingHead(hidden, settings["dim"], pooling=settings["pooling"])
-    sha256 = hashlib.sha256(f"untrained {seed} {_identity(folder)}".encode()).hexdigest()
+    sha256 = hashlib.sha256(f"untrained {seed} {identity(folder)}".encode()).hexdigest()
     return _assembled(folder, backbone, head, settings["max_tokens"], sha256=sha256)
 
 
@@ -126,10 +153,8 @@ def embed_texts(
 
     def embed(batch: list[int]) -> tuple[list[int], Vectors]:
         ids_BT, mask_BT = _padded([ids[at] for at in batch], encoder)
-        # Padding stands behind the text and attention looks back only: without a mask the kernel is
-        # quicker, and what it computes for padding is never pooled.
-        hidden = encoder.backbone(input_ids=ids_BT, use_cache=False)
-        return batch, encoder.head(hidden.last_hidden_state, mask_BT).float().cpu().numpy()
+        vectors_BD = vectors_of(encoder.backbone, encoder.head, ids_BT, mask_BT)
+        return batch, vectors_BD.float().cpu().numpy()
 
     budget = TOKENS_PER_BATCH[encoder.device.type]
     for batch, vectors_BD in map_batches(
@@ -165,7 +190,8 @@ def map_batches(
 def _token_ids(encoder: Encoder, texts: Sequence[str]) -> list[list[int]]:
     if not texts:
         return []
-    encoded = encoder.tokenizer(list(texts), truncation=True, max_length=encoder.max_tokens)
+    read = [as_read(text, encoder.reads) for text in texts]
+    encoded = encoder.tokenizer(read, truncation=True, max_length=encoder.max_tokens)
     ids: list[list[int]] = encoded["input_ids"]
     return ids
 
@@ -192,11 +218,7 @@ def _padded(ids: Sequence[list[int]], encoder: Encoder) -> tuple[torch.Tensor, t
     return ids_BT.to(encoder.device), mask_BT.to(encoder.device)
 
 
-def _assembled(
-    folder: Path, backbone: torch.nn.Module, head: EmbeddingHead, max_tokens: int, *, sha256: str
-) -> Encoder:
-    from asmtrain.tokens import load_tokenizer
-
+def _assembled(folder: Path, backbone: Any, head: EmbeddingHead, max_tokens: int, *, sha256: str) -> Encoder:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Encoder(
         backbone.to(device).eval(), head.to(device).eval(), load_tokenizer(folder), max_tokens, sha256
@@ -204,14 +226,18 @@ def _assembled(
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """Pooling, vector length and longest input, from the sentence-transformers files."""
+    """Pooling, vector length, longest input and place of the dense layer, from the folder's files."""
     try:
-        pooling = json.loads((folder / "1_Pooling" / "config.json").read_bytes())
-        dense = json.loads((folder / "2_Dense" / "config.json").read_bytes())
         transformer = json.loads((folder / "sentence_bert_config.json").read_bytes())
+        learned = (folder / _folders("learned")["Dense"]).is_dir()
+        folders = _folders("learned" if learned else "mean")
+        pooling = json.loads((folder / folders["Pooling"] / "config.json").read_bytes())
+        dense = json.loads((folder / folders["Dense"] / "config.json").read_bytes())
+        mode = next(name for name, mode in _POOLING_MODES.items() if pooling[f"pooling_mode_{mode}"])
         return {
-            "pooling": next(name for name, mode in _POOLING_MODES.items() if pooling[f"pooling_mode_{mode}"]),
-            "dim": dense["out_features"],
+            "pooling": "learned" if learned else mode,
+            "dim": pooling["word_embedding_dimension"] if learned else dense["out_features"],
+            "dense": folders["Dense"],
             "max_tokens": transformer["max_seq_length"],
         }
     except OSError as error:
@@ -220,22 +246,29 @@ def _settings(folder: Path) -> dict[str, Any]:
         raise _unusable(folder, f"{type(error).__name__}: {error}") from None
 
 
+def _folders(pooling: str) -> dict[str, str]:
+    """The modules of a sentence-transformers folder, in their order, and where each lies."""
+    kinds = ("Dense", "Pooling") if pooling == "learned" else ("Pooling", "Dense")
+    return {
+        "Transformer": "",
+        kinds[0]: f"1_{kinds[0]}",
+        kinds[1]: f"2_{kinds[1]}",
+        "Normalize": "3_Normalize",
+    }
+
+
+def dense_folder(settings: EmbeddingConfig) -> str:
+    """Where the dense layer of an `embedding/` folder lies."""
+    return _folders(settings.pooling)["Dense"]
+
+
 def write_layout(folder: Path, *, hidden_size: int, settings: EmbeddingConfig) -> None:
     """Write the settings of a sentence-transformers folder: modules.json and one folder a module."""
-    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Dense": "Dense", "3_Normalize": "Normalize"}
+    folders = _folders(settings.pooling)
     modules = [
         {"idx": at, "name": str(at), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for at, (path, kind) in enumerate(kinds.items())
+        for at, (kind, path) in enumerate(folders.items())
     ]
-    modes = (
-        "cls_token",
-        "mean_tokens",
-        "max_tokens",
-        "mean_sqrt_len_tokens",
-        "weightedmean_tokens",
-        "lasttoken",
-    )
-    chosen = _POOLING_MODES[settings.pooling]
     files: dict[str, Any] = {
         "modules.json": modules,
         "sentence_bert_config.json": {"max_seq_length": settings.max_tokens, "do_lower_case": False},
@@ -244,19 +277,40 @@ def write_layout(folder: Path, *, hidden_size: int, settings: EmbeddingConfig) -
             "default_prompt_name": None,
             "similarity_fn_name": "cosine",
         },
-        "1_Pooling/config.json": {"word_embedding_dimension": hidden_size, "include_prompt": True}
-        | {f"pooling_mode_{mode}": mode == chosen for mode in modes},
-        "2_Dense/config.json": {
-            "in_features": hidden_size,
-            "out_features": settings.dim,
-            "bias": False,
-            "activation_function": "torch.nn.modules.linear.Identity",
-        },
+        f"{folders['Pooling']}/config.json": _pooling_config(settings, hidden_size),
+        f"{folders['Dense']}/config.json": _dense_config(settings, hidden_size),
     }
-    for path in kinds:
+    for path in folders.values():
         (folder / path).mkdir(exist_ok=True)
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _pooling_config(settings: EmbeddingConfig, hidden_size: int) -> dict[str, Any]:
+    learned = settings.pooling == "learned"
+    chosen = _POOLING_MODES["mean" if learned else settings.pooling]
+    modes = (
+        "cls_token",
+        "mean_tokens",
+        "max_tokens",
+        "mean_sqrt_len_tokens",
+        "weightedmean_tokens",
+        "lasttoken",
+    )
+    size = {"word_embedding_dimension": settings.dim if learned else hidden_size, "include_prompt": True}
+    return size | {f"pooling_mode_{mode}": mode == chosen for mode in modes}
+
+
+def _dense_config(settings: EmbeddingConfig, hidden_size: int) -> dict[str, Any]:
+    """A linear layer over the pooled states; for `learned` over each token's, with a gate (GLU)."""
+    config = {"in_features": hidden_size, "out_features": settings.dim, "bias": False}
+    if settings.pooling != "learned":
+        return config | {"activation_function": "torch.nn.modules.linear.Identity"}
+    return config | {
+        "out_features": 2 * settings.dim,
+        "activation_function": "torch.nn.modules.activation.GLU",
+        "module_input_name": "token_embeddings",
+    }
 
 
 def _unusable(folder: Path, reason: str) -> ModelError:
@@ -266,11 +320,12 @@ def _unusable(folder: Path, reason: str) -> ModelError:
     )
 
 
-def _identity(folder: Path) -> str:
+def _identity(folder: Path, dense: str) -> str:
     """Hash of every file that a vector depends on."""
     digest = hashlib.sha256()
     names = ["config.json", "sentence_bert_config.json", "tokenizer.json"]
-    names += ["1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"]
+    names += ["2_Pooling/config.json" if dense.startswith("1") else "1_Pooling/config.json"]
+    names += [f"{dense}/config.json", f"{dense}/model.safetensors"]
     for path in sorted({*folder.glob("model*.safetensors"), *(folder / name for name in names)}):
         try:
             with open(path, "rb") as stream:

@@ -30,7 +30,7 @@ _DERIVED = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accu
 
 
 def samples_per_step(stage: StageConfig) -> int:
-    """Packed rows, or function pairs, in one optimizer step over all ranks."""
+    """Packed rows, or functions, in one optimizer step over all ranks."""
     if stage.objective == "contrastive":
         assert stage.embedding is not None
         return stage.embedding.functions_per_step

@@ -33,12 +33,12 @@ from transformers import AutoModelForCausalLM
 from asmtrain import checkpoint, terminal
 from asmtrain.checkpoint import load_stage_result, new_draft, publish, read_result
 from asmtrain.config import Dtype
-from asmtrain.encoder import embed_texts, load_encoder, write_layout
+from asmtrain.encoder import dense_folder, embed_texts, load_encoder, write_layout
 from asmtrain.errors import CheckpointError, ExportError
 from asmtrain.merge import check_adapter, write_merged
-from asmtrain.model import ADAPTER_FILE, DTYPES, HEAD_FILE, EmbeddingModel
+from asmtrain.model import ADAPTER_FILE, DTYPES, HEAD_FILE, EmbeddingModel, backbone
 from asmtrain.provenance import provenance
-from asmtrain.tokens import load_tokenizer
+from asmtrain.tokens import as_read, load_tokenizer
 from asmtrain.weights import TensorFiles, refuse_unsound
 
 LOGIT_BOUND: dict[Dtype, float] = {"fp32": 1e-4, "bf16": 0.1}
@@ -188,27 +188,29 @@ def export_embedding(sources: Sources, folder: Path, options: Options) -> Figure
         )
         _portable(tokenizer, max_tokens).save_pretrained(draft)
         dtype = DTYPES[options.dtype or result.dtype]
-        width = _write_dense(sources.embedding, draft, dtype)
+        width = _write_dense(sources.embedding, draft / dense_folder(result.embedding), dtype)
         write_layout(draft, hidden_size=width, settings=result.embedding)
         if options.probe:
             model, head = load_stage_result(sources.embedding)
             assert head is not None
-            expected = _trainer_vectors(EmbeddingModel(model, head).eval(), tokenizer, max_tokens)
+            reads = getattr(backbone(model).config, "reads", "retrieval")
+            texts = [as_read(view, reads) for view in _PROBES]
+            expected = _trainer_vectors(EmbeddingModel(model, head).eval(), tokenizer, max_tokens, texts)
             del model
             gc.collect()
             bound = VECTOR_BOUND[_coarser(result.dtype, options)]
-            figures |= _compare_vectors(draft, expected, bound, folder)
+            figures |= _compare_vectors(draft, texts, expected, bound, folder)
         _write_provenance(draft, sources, sources.embedding, figures)
     return figures
 
 
-def _write_dense(stage: Path, draft: Path, dtype: torch.dtype) -> int:
-    """Write the embedding head's matrix where sentence-transformers looks for it; returns its width."""
+def _write_dense(stage: Path, folder: Path, dtype: torch.dtype) -> int:
+    """Write the embedding head's matrix as sentence-transformers reads it; returns its width."""
     head = TensorFiles([stage / HEAD_FILE])
     weight = head.whole("dense.weight")
     refuse_unsound("dense.weight", weight, head.shapes["dense.weight"])
-    (draft / "2_Dense").mkdir()
-    save_file({"linear.weight": weight.to(dtype)}, draft / "2_Dense" / "model.safetensors")
+    folder.mkdir()
+    save_file({"linear.weight": weight.to(dtype)}, folder / "model.safetensors")
     return weight.shape[1]
 
 
@@ -266,19 +268,23 @@ def _compare_logits(
 
 
 @torch.inference_mode()
-def _trainer_vectors(model: EmbeddingModel, tokenizer: Any, max_tokens: int) -> np.ndarray[Any, Any]:
-    """Each probe alone, through the model that was trained."""
+def _trainer_vectors(
+    model: EmbeddingModel, tokenizer: Any, max_tokens: int, texts: Sequence[str]
+) -> np.ndarray[Any, Any]:
+    """Each text alone, through the model that was trained."""
     vectors = []
-    for text in _PROBES:
+    for text in texts:
         ids_1T = torch.tensor([tokenizer(text, truncation=True, max_length=max_tokens)["input_ids"]])
         vectors.append(model(ids_1T, torch.ones_like(ids_1T))[0].float().numpy())
     return np.stack(vectors)
 
 
-def _compare_vectors(draft: Path, expected: np.ndarray[Any, Any], bound: float, folder: Path) -> Figures:
+def _compare_vectors(
+    draft: Path, texts: Sequence[str], expected: np.ndarray[Any, Any], bound: float, folder: Path
+) -> Figures:
     from sentence_transformers import SentenceTransformer
 
-    library = SentenceTransformer(str(draft), device="cpu").encode(list(_PROBES), show_progress_bar=False)
+    library = SentenceTransformer(str(draft), device="cpu").encode(list(texts), show_progress_bar=False)
     ours = embed_texts(load_encoder(draft), _PROBES)
     differences = {
         "max_vector_difference_sentence_transformers": float(np.abs(np.float32(library) - expected).max()),

@@ -1,9 +1,10 @@
 """The losses: logits or vectors in, a scalar in fp32 out.
 
 `token_losses` are summed by the trainer, which divides by the tokens of all ranks and micro-steps.
-`info_nce` is a mean over the functions of all ranks, whose vectors it is given whole.
+`info_nce` and `similarity_kl` are means over the functions of all ranks, whose vectors they are given whole.
 
-Shapes: B rows, T tokens, V vocabulary, M functions of all ranks, D vector length.
+Shapes: B rows, T tokens, V vocabulary, M functions of all ranks, K variants of each, N = M x K vectors, D
+vector length, E a teacher's.
 """
 
 from collections.abc import Callable
@@ -71,17 +72,53 @@ def num_predicted(labels_BT: torch.Tensor) -> int:
 
 
 def info_nce(
-    left_MD: torch.Tensor, right_MD: torch.Tensor, clusters_M: torch.Tensor, *, temperature: float
+    vectors_MKD: torch.Tensor,
+    clusters_M: torch.Tensor,
+    bodies_MK: torch.Tensor | None = None,
+    *,
+    temperature: float,
+    margin: float | None = None,
 ) -> torch.Tensor:
-    """Symmetric InfoNCE (van den Oord et al. 2018, eq. 4) of unit vectors, a mean over M functions.
+    """Multi-positive InfoNCE of unit vectors, a mean over the K variants of M functions.
 
-    Rows of equal number are a positive pair. Functions of one cluster are no negatives of each other.
+    The L_out of Khosla et al. 2020 (SupCon, eq. 2): of each vector, the mean over its positives of the
+    log-softmax among all other vectors. At K = 2 it is NT-Xent (Chen et al. 2020, SimCLR). Positives are a
+    function's other variants; of equal `bodies_MK` (one shown twice) they are left out, and so are other
+    functions of one cluster, and those more similar than every positive by more than `margin`.
     """
-    own_M = torch.arange(len(left_MD), device=left_MD.device)
-    masked_MM = clusters_M[:, None] == clusters_M
-    masked_MM.fill_diagonal_(False)  # the positive itself stays
-    total = left_MD.new_zeros((), dtype=torch.float32)
-    for query_MD, candidates_MD in ((left_MD, right_MD), (right_MD, left_MD)):
-        logits_MM = (query_MD @ candidates_MD.T).float() / temperature
-        total = total + F.cross_entropy(logits_MM.masked_fill(masked_MM, float("-inf")), own_M)
-    return total / 2
+    vectors_ND = vectors_MKD.flatten(0, 1)
+    clusters_N = clusters_M.repeat_interleave(vectors_MKD.shape[1])
+    similarities_NN = (vectors_ND @ vectors_ND.T).float()
+    positive_NN = _positives(vectors_MKD, bodies_MK)
+    used_NN = positive_NN | (clusters_N[:, None] != clusters_N)
+    if margin is not None:
+        nearest_N1 = similarities_NN.masked_fill(~positive_NN, -torch.inf).amax(1, keepdim=True)
+        used_NN &= similarities_NN <= nearest_N1 + margin
+    logits_NN = similarities_NN / temperature
+    totals_N1 = logits_NN.masked_fill(~used_NN, -torch.inf).logsumexp(1, keepdim=True)
+    losses_NN = (totals_N1 - logits_NN).masked_fill(~positive_NN, 0.0)
+    return (losses_NN.sum(1) / positive_NN.sum(1)).mean()
+
+
+def _positives(vectors_MKD: torch.Tensor, bodies_MK: torch.Tensor | None) -> torch.Tensor:
+    """(N, N), N = M x K: other variants of the same function, with another body."""
+    num_functions, num_variants, _ = vectors_MKD.shape
+    device = vectors_MKD.device
+    if bodies_MK is None:
+        bodies_MK = torch.arange(num_variants, device=device).expand(num_functions, num_variants)
+    functions_N = torch.arange(num_functions, device=device).repeat_interleave(num_variants)
+    bodies_N = bodies_MK.flatten()
+    return (functions_N[:, None] == functions_N) & (bodies_N[:, None] != bodies_N)
+
+
+def similarity_kl(vectors_ND: torch.Tensor, teacher_NE: torch.Tensor, *, temperature: float) -> torch.Tensor:
+    """KL divergence of the model's in-batch similarities from the teacher's, a mean over N unit vectors.
+
+    Each vector's similarities to the others, through a softmax, are a distribution (SEED, Fang et al. 2021,
+    eq. 5, with the step in place of a queue). Zero where the similarities are equal.
+    """
+    student_NN, teacher_NN = (
+        ((side @ side.T).float() / temperature).fill_diagonal_(-1e9).log_softmax(1)
+        for side in (vectors_ND, teacher_NE)
+    )
+    return F.kl_div(student_NN, teacher_NN, reduction="batchmean", log_target=True)

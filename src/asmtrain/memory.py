@@ -111,7 +111,7 @@ def _contrastive_step(model: LanguageModel, config: TrainConfig, stage: StageCon
         head = EmbeddingHead(model.config.hidden_size, embedding.dim, pooling=embedding.pooling)
     use_within_documents(model)
     module = EmbeddingModel(model, head.to(DTYPES[config.model.dtype]))
-    shape = (2 * stage.micro_rows, embedding.max_tokens)
+    shape = (embedding.variants * stage.micro_rows, embedding.max_tokens)
     with _Live(module) as live:
         ids_BT = torch.zeros(shape, dtype=torch.long, device="meta")
         module(ids_BT, ids_BT).sum().backward()

@@ -18,9 +18,9 @@ from peft import get_peft_model_state_dict
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from asmtrain.checkpoint import StageResult, base_path, read_result
-from asmtrain.config import Dtype, Lora
+from asmtrain.config import Dtype, EmbeddingConfig, Lora
 from asmtrain.errors import ExportError
-from asmtrain.model import ADAPTER_FILE, DTYPES, NEW_TOKENS, attach_lora, new_rows
+from asmtrain.model import ADAPTER_FILE, DTYPES, NEW_TOKENS, attach_lora, new_rows, set_attention
 from asmtrain.weights import (
     Shapes,
     TensorFiles,
@@ -136,14 +136,21 @@ def write_merged(
         dtype=rows.dtype,
         shard_bytes=shard_bytes,
     )
-    _write_config(folder, source, lm, dtype=rows.dtype, headless=headless)
+    _write_config(folder, source, lm, embedding=result.embedding, dtype=rows.dtype, headless=headless)
     return rows.update.figures()
 
 
 def _write_config(
-    folder: Path, source: Path, lm: PreTrainedModel, *, dtype: torch.dtype, headless: bool
+    folder: Path,
+    source: Path,
+    lm: PreTrainedModel,
+    *,
+    embedding: EmbeddingConfig | None,
+    dtype: torch.dtype,
+    headless: bool,
 ) -> None:
     config = AutoConfig.from_pretrained(source)
+    set_attention(config, embedding)
     if hasattr(config, NEW_TOKENS):
         delattr(config, NEW_TOKENS)  # a later run does not have to train them again
     config.architectures = [type(lm.base_model if headless else lm).__name__]

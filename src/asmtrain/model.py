@@ -93,15 +93,49 @@ class EmbeddingModel(nn.Module):
         self.head = head
 
     def forward(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
-        """Unit vectors_BD of token ids_BT; `mask_BT` is 1 where there is a token, 0 in padding."""
-        hidden = backbone(self.lm)(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
-        vectors: torch.Tensor = self.head(hidden.last_hidden_state, mask_BT)
+        """Unit vectors_BD of token ids_BT; `mask_BT` is 1 where there is a token, 0 in the padding behind."""
+        return vectors_of(backbone(self.lm), self.head, ids_BT, mask_BT)
+
+
+def vectors_of(
+    transformer: Any, head: EmbeddingHead, ids_BT: torch.Tensor, mask_BT: torch.Tensor
+) -> torch.Tensor:
+    """Unit vectors_BD of texts that are padded on the right.
+
+    Without layers a token's state depends on its id alone: each id of the batch is computed once, no padding.
+    """
+    if len(transformer.layers) or head.pooling not in ("mean", "learned"):
+        vectors: torch.Tensor = head(hidden_states(transformer, ids_BT, mask_BT), mask_BT)
         return vectors
+    ids_U, places_N = torch.unique(ids_BT[mask_BT.bool()], return_inverse=True)
+    states_1UH = transformer(input_ids=ids_U[None], use_cache=False).last_hidden_state
+    return head.of_bags(states_1UH[0], places_N, mask_BT.sum(1))
+
+
+def hidden_states(transformer: Any, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    """The hidden states_BTH of texts that are padded on the right.
+
+    Where attention looks back only, no token sees the padding: without a mask the kernel is quicker, and
+    what it computes for padding is never pooled.
+    """
+    is_causal = getattr(transformer.config, "is_causal", True)
+    seen_BT = None if is_causal else mask_BT
+    states: torch.Tensor = transformer(
+        input_ids=ids_BT, attention_mask=seen_BT, use_cache=False
+    ).last_hidden_state
+    return states
 
 
 def backbone(lm: LanguageModel) -> Any:
     """The transformer under the language model's head, with its adapters if it has any."""
     return (lm.get_base_model() if isinstance(lm, PeftModel) else lm).model
+
+
+def set_attention(config: Any, embedding: EmbeddingConfig | None) -> None:
+    """Let a model see both ways if its embedding is to; the key is transformers' own, kept in config.json."""
+    is_causal = embedding is None or embedding.attention == "causal"
+    if not is_causal or hasattr(config, "is_causal"):
+        config.is_causal = is_causal
 
 
 def llama_config(shape: ShapeConfig, *, max_positions: int = 4096, **token_ids: int | None) -> LlamaConfig:

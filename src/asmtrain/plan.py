@@ -40,7 +40,7 @@ def _describe_stage(config: TrainConfig, stage: StageConfig, shape: Any) -> str:
     model = meta_model(shape, stage.trainable, dtype=config.model.dtype, headless=contrastive)
     count = count_parameters(model)
     if contrastive and stage.embedding is not None:
-        head = shape.hidden_size * stage.embedding.dim
+        head = shape.hidden_size * stage.embedding.dim * (2 if stage.embedding.pooling == "learned" else 1)
         count = ParameterCount(count.total + head, count.trainable + head)
     flops = training_flops(model, headless=contrastive)
     passes = {keep: activation_bytes(model, config, stage, keep_gradients=keep) for keep in (False, True)}
@@ -82,8 +82,8 @@ def _epoch(config: TrainConfig, stage: StageConfig) -> str:
     path = folder if folder.exists() else Path(config.model.path or "")
     try:
         if stage.embedding is not None:
-            shards = load_index(stage.data[0].corpus).shards
-            functions = sum(shard.num_functions for shard in shards if shard.split == "train")
+            least = min(_num_functions(part.corpus) / part.weight for part in stage.data)
+            functions = int(least * sum(part.weight for part in stage.data))
             return f"{functions // stage.embedding.functions_per_step:,} at most"
         if not (path / "tokenizer.json").exists():
             return "known when the run has its tokenizer"
@@ -95,9 +95,14 @@ def _epoch(config: TrainConfig, stage: StageConfig) -> str:
         return "known when the corpus is there"
 
 
+def _num_functions(corpus: Path) -> int:
+    return sum(shard.num_functions for shard in load_index(corpus).shards if shard.split == "train")
+
+
 def tokens_per_step(stage: StageConfig) -> int:
     """Tokens in an optimizer step over all ranks, if nothing were padding."""
     if stage.objective == "contrastive":
         assert stage.embedding is not None
-        return stage.embedding.functions_per_step * 2 * stage.embedding.max_tokens
+        embedding = stage.embedding
+        return embedding.functions_per_step * embedding.variants * embedding.max_tokens
     return stage.rows_per_step * stage.context

@@ -14,15 +14,17 @@ from typing import Any
 
 import torch
 
-from asmtrain import checkpoint, dist, slices
+from asmtrain import checkpoint, dist, notice, slices
 from asmtrain.attention import choose_attention
+from asmtrain.cache import TokenCache, build_cache
 from asmtrain.config import Lora, StageConfig, TokenizerConfig, TrainConfig
 from asmtrain.dist import World
 from asmtrain.embedding import EmbeddingHead
+from asmtrain.encoder import identity
 from asmtrain.engine import Engine, accumulation, ranks_per_row
 from asmtrain.errors import CheckpointError, ConfigError, ModelError
 from asmtrain.examples import check_chat_template, tokenizer_texts
-from asmtrain.mixture import mixture
+from asmtrain.mixture import Part, mixture
 from asmtrain.model import (
     DTYPES,
     EmbeddingModel,
@@ -38,10 +40,11 @@ from asmtrain.model import (
     load_model,
     merge_lora,
     new_model,
+    set_attention,
     set_trainable,
     write_weights,
 )
-from asmtrain.tokens import load_tokenizer, train_tokenizer
+from asmtrain.tokens import event_tokenizer, load_tokenizer, train_tokenizer
 from asmtrain.ulysses import RowShare, row_share
 from asmtrain.vocabulary import extend_tokenizer, num_ids, write_extended_base
 from asmtrain.writer import Writer
@@ -74,6 +77,18 @@ class Stage:
         """The stage's own part of the config."""
         return self.run.stages[self.index]
 
+    def cache(self, part: Part, split: str) -> TokenCache:
+        """The tokens of a part of the mixture, made by all ranks together; raises as `build_cache` does."""
+        return build_cache(
+            part.data,
+            split,
+            self.tokenizer,
+            self.run.run / "cache",
+            rank=self.world.rank,
+            world=self.world.size,
+            barrier=lambda: notice.heed(self.world.device),
+        )
+
 
 def prepare_run(config: TrainConfig, world_size: int) -> None:
     """Claim the run folder; make its tokenizer and, for a new model, its first weights. On rank 0 alone."""
@@ -81,6 +96,8 @@ def prepare_run(config: TrainConfig, world_size: int) -> None:
         accumulation(config, stage, world_size)
         for part in stage.data:
             shard_paths(part.corpus, "train")
+        if stage.embedding is not None and stage.embedding.distill is not None:
+            identity(stage.embedding.distill.teacher)
     checkpoint.claim(config.run, config)
     if not (config.run / "tokenizer").exists():
         with checkpoint.atomic_folder(config.run / "tokenizer") as folder:
@@ -122,8 +139,10 @@ def _make_tokenizer(config: TrainConfig) -> Any:
     """The model's own, or one for assembly learnt from the training split, in the formats the run reads."""
     if config.model.path is not None:
         return load_tokenizer(config.model.path)
-    assert config.tokenizer is not None
     assert config.model.shape is not None
+    if config.reads_events:
+        return event_tokenizer()
+    assert config.tokenizer is not None
     tasks = {part.task for stage in config.stages for part in stage.data}
     texts = _texts(config.tokenizer, tasks)
     return train_tokenizer(texts, vocab_size=config.model.shape.vocab_size)
@@ -153,11 +172,10 @@ def _write_new_model(config: TrainConfig, folder: Path) -> None:
     tokenizer = load_tokenizer(config.run / "tokenizer")
     ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
     positions = max(stage.context for stage in config.stages)
-    model = new_model(
-        llama_config(config.model.shape, max_positions=positions, **ids),
-        dtype=config.model.dtype,
-        seed=config.seed,
-    )
+    architecture = llama_config(config.model.shape, max_positions=positions, **ids)
+    if config.reads_events:
+        architecture.reads = "events"
+    model = new_model(architecture, dtype=config.model.dtype, seed=config.seed)
     write_weights(folder, model, dict(model.named_parameters()))
 
 
@@ -173,6 +191,7 @@ def start_stage(config: TrainConfig, index: int, world: World, tokenizer: Any) -
     _check_vocabulary(model, tokenizer)
     settings = config.stages[index]
     set_trainable(model, settings.trainable, headless=settings.objective == "contrastive")
+    set_attention(backbone(model).config, settings.embedding if head is not None else None)
     if config.model.gradient_checkpointing:
         enable_recompute(model)
     sharing = ranks_per_row(config, settings)

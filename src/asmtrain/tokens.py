@@ -23,6 +23,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from asmtrain.config import DocumentTask
 from asmtrain.errors import ModelError
+from asmtrain.events import NUM_WORDS, event_text
 from corpus_builder.asm import clean, view
 from corpus_builder.record import FunctionRecord, Variant
 
@@ -47,6 +48,7 @@ class Document:
     variant: str
     body_sha256: str
     text: str
+    project: str
 
 
 def documents(
@@ -54,19 +56,33 @@ def documents(
 ) -> Iterator[Document]:
     """A record's documents, in the order of variant names; those whose text an earlier one has are left out.
 
-    `completion` shows clean assembly, `retrieval` what a stripped binary shows; `variants` are globs.
+    `completion` shows clean assembly, `retrieval` what a stripped binary shows, `events` what that does;
+    `variants` are globs.
     """
     seen = set()
     for name in sorted(record.assembly):
         body = record.meta.variants[name].body_sha256
         is_wanted = any(fnmatchcase(name, pattern) for pattern in variants)
-        if not is_wanted or (task == "retrieval" and body in seen):
+        if not is_wanted or (task != "completion" and body in seen):
             continue
         write = clean if task == "completion" else view
-        text = write(record.assembly[name], Variant.parse(name).isa)
+        text = as_read(write(record.assembly[name], Variant.parse(name).isa), task)
         if text not in seen:
             seen |= {text, body}
-            yield Document(record.key, name, body, text)
+            yield Document(record.key, name, body, text, record.meta.project)
+
+
+def as_read(view_text: str, task: str) -> str:
+    """What a model of this task reads of a view: the view itself, or the events in it."""
+    return event_text(view_text) if task == "events" else view_text
+
+
+def event_tokenizer() -> PreTrainedTokenizerFast:
+    """The tokenizer of `events`: a token a word, the same for every corpus."""
+    words = [PAD, BOS, EOS, *(f"e{number}" for number in range(NUM_WORDS))]
+    backend = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token=PAD))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return _with_end_tokens(backend, bos_token=BOS, eos_token=EOS, pad_token=PAD)
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:

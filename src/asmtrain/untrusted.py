@@ -29,6 +29,8 @@ SECONDS = 60.0
 MAX_BYTES = 256 << 20
 _MEMORY_MIB = 4096
 _OUTPUT_MIB = 2048
+_PROGRAM = ["-m", "asmtrain.untrusted"]
+"""What Python runs in the child."""
 _REMEDY = "leave it out, or read it with asmtrain.binary.functions_in if you trust it"
 
 
@@ -112,7 +114,6 @@ def _refusal(path: Path, max_bytes: int) -> BinaryError | None:
 
 def _child(jobs: Sequence[Job], seconds: float) -> Completed:
     """A process that prints a line of JSON for each job."""
-    # By its own name: a bare function is called by its file.
     places = {f"/input/{number}/{job.path.name}": job.path.resolve() for number, job in enumerate(jobs)}
     jailed = _has_sandbox()
     seen = list(places) if jailed else [str(path) for path in places.values()]
@@ -122,7 +123,7 @@ def _child(jobs: Sequence[Job], seconds: float) -> Completed:
     }
     with tempfile.TemporaryDirectory() as folder:
         return run(
-            [sys.executable, "-m", "asmtrain.untrusted"],
+            [sys.executable, *_PROGRAM],
             cwd=Path(folder),
             limits=Limits(30 + seconds * len(jobs) * 2, _MEMORY_MIB, _OUTPUT_MIB),
             env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PATH": os.defpath},
@@ -157,7 +158,7 @@ def _result(line: bytes) -> list[BinaryFunction] | BinaryError:
 
 def _blamed(path: Path, completed: Completed, seconds: float) -> BinaryError:
     """What to say of the file that a child was reading when it ended."""
-    if completed.exit == -signal.SIGXCPU or completed.cause == "timeout":
+    if completed.exit in (-signal.SIGXCPU, 128 + signal.SIGXCPU) or completed.cause == "timeout":
         reason = f"takes longer than {seconds:g} s to read"
     elif completed.cause == "memory":
         reason = f"takes more than {_MEMORY_MIB} MiB to read"

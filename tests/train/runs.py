@@ -21,7 +21,7 @@ LORA = Lora(kind="lora", rank=4, alpha=8, unfreeze=("lm_head",))
 
 
 def make_run(
-    run: Path, tokenizer: Any, *, dtype: str = "fp32", pooling: str = "lasttoken", scale: float = 0.05
+    run: Path, tokenizer: Any, *, dtype: str = "fp32", scale: float = 0.05, **embedding: Any
 ) -> Path:
     """A run of three stages: full, LoRA with its head, contrastive LoRA; `scale` is the adapters' size."""
     tokenizer.save_pretrained(run / "tokenizer")
@@ -30,15 +30,15 @@ def make_run(
     base = new_model(llama_config(SHAPE, **ids), dtype=dtype, seed=0)
     _write(run, 0, "pretrain", base, trainable=Full(kind="full"), dtype=dtype, base="base")
     home = checkpoint.stage_folder(run, 0, "pretrain")
-    embedding = EmbeddingConfig(pooling=pooling, dim=16, max_tokens=48)
-    for index, (name, settings) in enumerate((("lora", None), ("embed", embedding)), 1):
+    settings = EmbeddingConfig.model_validate({"dim": 16, "max_tokens": 48, **embedding})
+    for index, (name, form) in enumerate((("lora", None), ("embed", settings)), 1):
         model = attach_lora(load_model(str(home), dtype=dtype), LORA, base=str(home))
         _randomise(model, seed=index, scale=scale)
         options = {
             "trainable": LORA,
             "dtype": dtype,
             "base": str(home.relative_to(run)),
-            "embedding": settings,
+            "embedding": form,
         }
         _write(run, index, name, model, **options)
     return run
@@ -81,6 +81,7 @@ def _write(
     if embedding:
         torch.manual_seed(index)
         module = EmbeddingHead(SHAPE.hidden_size, embedding.dim, pooling=embedding.pooling).to(DTYPES[dtype])
+        torch.nn.init.normal_(module.dense.weight[embedding.dim :])  # learned queries start at zero
         head = {key: value.detach() for key, value in module.state_dict().items()}
     parameters = dict(model.named_parameters())
     tensors = {key: parameters[key].detach() for key in result_names(model)}

@@ -10,29 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from asmtrain.cache import TokenCache, build_cache, estimate_tokens
 from asmtrain.config import DataConfig
 from asmtrain.data import (
-    PairBatch,
-    PairBatches,
     RowBatch,
     RowBatches,
-    _interleave,
-    body_clusters,
     cut_keeping_end,
+    interleave,
     to_device,
 )
-from asmtrain.errors import ConfigError, LaunchError
+from asmtrain.errors import LaunchError
 from asmtrain.losses import IGNORE
 from asmtrain.tokens import documents
 from corpus_builder.errors import EmptyCorpus, ShardError
 from corpus_builder.record import FunctionRecord
 from corpus_builder.shards import read_split
-
-Batch = RowBatch | PairBatch
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +52,7 @@ def rows(caches: Sequence[TokenCache], **changes: Any) -> RowBatches:
     return RowBatches(caches, [3.0, 1.0][: len(caches)], **options)
 
 
-def pairs(cache: TokenCache, **changes: Any) -> PairBatches:
-    options = {"functions_per_step": 16, "micro_rows": 4, "max_tokens": 48, "seed": 3, **changes}
-    return PairBatches(cache, **options)
-
-
-def equal(first: Sequence[Batch], second: Sequence[Batch]) -> bool:
+def equal(first: Sequence[RowBatch], second: Sequence[RowBatch]) -> bool:
     pairs_of_tensors = zip(map(dataclasses.astuple, first), map(dataclasses.astuple, second), strict=True)
     return all(torch.equal(a, b) for x, y in pairs_of_tensors for a, b in zip(x, y, strict=True))
 
@@ -237,11 +225,22 @@ class TestRows:
 
     def test_any_prefix_of_a_mixture_follows_its_weights(self) -> None:
         weights = np.array([0.61, 0.29, 0.1])
-        parts, occurrences = _interleave(weights, 0, 3000)
+        parts, occurrences = interleave(weights, 0, 3000)
         for part, weight in enumerate(weights):
             given = np.cumsum(parts == part)
             assert np.abs(given - weight * np.arange(1, 3001)).max() <= 1
             assert occurrences[parts == part].tolist() == list(range(given[-1]))
+
+    @pytest.mark.parametrize("weights", [[0.61, 0.29, 0.1], [0.91, *[0.01] * 9], [1.0]])
+    def test_any_window_of_a_mixture_is_cut_from_the_whole(self, weights: list[float]) -> None:
+        """Among ten parts nine are due at once, which puts the tenth several rows before its share."""
+        whole = interleave(np.array(weights), 0, 3000)
+        for part, weight in enumerate(weights):
+            assert whole[1][whole[0] == part].tolist() == list(range(int((whole[0] == part).sum())))
+            assert abs(int((whole[0] == part).sum()) - weight * 3000) <= 1 + len(weights) / 2
+        for first, stop in ((0, 7), (1, 2), (45, 55), (500, 900), (2990, 3000)):
+            window = interleave(np.array(weights), first, stop)
+            assert [side.tolist() for side in window] == [side[first:stop].tolist() for side in whole]
 
     def test_each_epoch_of_a_part_reads_every_row_once(self, caches: list[TokenCache]) -> None:
         batches = rows(caches)
@@ -281,112 +280,6 @@ class TestRows:
 
     def test_rows_are_nearly_full(self, caches: list[TokenCache]) -> None:
         assert rows(caches).fill > 0.9
-
-
-class TestPairs:
-    def test_pairs_are_one_function_in_two_bodies(self, caches: list[TokenCache]) -> None:
-        cache = caches[1]
-        batches = pairs(cache)
-        texts: dict[tuple[int, ...], set[int]] = {}
-        for number in range(len(cache)):
-            tokens = tuple(cut_keeping_end(cache.tokens(number), 48).tolist())
-            texts.setdefault(tokens, set()).add(int(cache.functions[number]))
-        for index in range(12):
-            drawn = batches._draw(index)
-            assert (cache.bodies[drawn[:, 0]] != cache.bodies[drawn[:, 1]]).all()
-            functions = []
-            for batch in batches.step(index):
-                functions += batch.functions_B.tolist()
-                for ids, mask in (
-                    (batch.left_ids_BT, batch.left_mask_BT),
-                    (batch.right_ids_BT, batch.right_mask_BT),
-                ):
-                    for line, function in enumerate(batch.functions_B.tolist()):
-                        assert function in texts[tuple(ids[line][mask[line] == 1].tolist())]
-            assert len(functions) == len(set(functions)) == 16
-
-    def test_masks_are_right_padded_and_texts_keep_their_end(
-        self, caches: list[TokenCache], tiny_tokenizer: Any
-    ) -> None:
-        num_cut = 0
-        for batch in pairs(caches[1], micro_rows=16).step(0):
-            for ids, mask in (
-                (batch.left_ids_BT, batch.left_mask_BT),
-                (batch.right_ids_BT, batch.right_mask_BT),
-            ):
-                lengths = mask.sum(1)
-                assert torch.equal(mask, (torch.arange(mask.shape[1]) < lengths[:, None]).long())
-                assert lengths.max() == mask.shape[1] <= 48
-                assert (ids[mask == 0] == tiny_tokenizer.pad_token_id).all()
-                assert (ids[torch.arange(len(ids)), lengths - 1] == tiny_tokenizer.eos_token_id).all()
-                num_cut += int((lengths == 48).sum())
-        assert num_cut > 0
-
-    def test_an_epoch_draws_each_function_once(self, caches: list[TokenCache]) -> None:
-        batches = pairs(caches[1])
-        for epoch in range(2):
-            first = epoch * batches.steps_per_epoch
-            drawn = [
-                function
-                for index in range(first, first + batches.steps_per_epoch)
-                for batch in batches.step(index)
-                for function in batch.functions_B.tolist()
-            ]
-            assert len(drawn) == len(set(drawn)) == batches.steps_per_epoch * 16
-
-    @pytest.mark.parametrize("world", [2, 4])
-    def test_a_step_holds_the_same_pairs_on_any_number_of_ranks(
-        self, caches: list[TokenCache], world: int
-    ) -> None:
-        def contents(parts: list[PairBatch]) -> list[tuple[int, int, int]]:
-            marks = [
-                (part.functions_B, part.left_ids_BT.mul(part.left_mask_BT).sum(1),
-                 part.right_ids_BT.mul(part.right_mask_BT).sum(1))
-                for part in parts
-            ]  # fmt: skip
-            return sorted(row for mark in marks for row in torch.stack(mark, dim=1).tolist())
-
-        for index in (0, 7):
-            ranks = [pairs(caches[1], rank=rank, world=world).step(index) for rank in range(world)]
-            assert {len(parts) for parts in ranks} == {pairs(caches[1], world=world).num_micro_steps}
-            together = [part for parts in ranks for part in parts]
-            assert contents(together) == contents(pairs(caches[1]).step(index))
-
-    def test_random_access_equals_going_through(self, caches: list[TokenCache]) -> None:
-        through = pairs(caches[1])
-        steps = [through.step(index) for index in range(10)]
-        for index in (9, 2, 6):
-            assert equal(pairs(caches[1]).step(index), steps[index])
-
-    def test_functions_with_one_body_are_left_out(
-        self, tiny_corpus: Path, tiny_tokenizer: Any, caches: list[TokenCache], folder: Path
-    ) -> None:
-        """At O2 and O3 some functions have one body, others two."""
-        compiler = str(caches[1].variants[0]).rpartition(".")[0]
-        data = DataConfig(corpus=tiny_corpus, task="retrieval", variants=(f"{compiler}.o[23]",))
-        cache = build_cache(data, "train", tiny_tokenizer, folder)
-        several = {
-            function
-            for function in range(cache.num_functions)
-            if len({int(cache.bodies[number]) for number in cache.documents_of(function)}) > 1
-        }
-        assert 0 < len(several) < cache.num_functions
-        assert set(pairs(cache, functions_per_step=1).functions.tolist()) == several
-        with pytest.raises(ConfigError, match=f"only {len(several)} functions"):
-            pairs(cache, functions_per_step=len(several) + 1)
-
-
-@given(st.lists(st.lists(st.integers(0, 12), min_size=1, max_size=3), min_size=1, max_size=12))
-def test_clusters_join_functions_over_chains_of_equal_bodies(bodies: list[list[int]]) -> None:
-    """Against a naive search: as long as anything may change, functions take the lowest of a body's."""
-    lowest = list(range(len(bodies)))
-    for _ in bodies:
-        for function, own in enumerate(bodies):
-            joined = [other for other, theirs in enumerate(bodies) if set(own) & set(theirs)]
-            lowest[function] = min(lowest[other] for other in joined)
-    functions = np.repeat(np.arange(len(bodies)), [len(own) for own in bodies])
-    found = body_clusters(functions, np.array([body for own in bodies for body in own])).tolist()
-    assert [found.index(cluster) for cluster in found] == lowest
 
 
 @pytest.mark.parametrize("task", ["completion", "c_to_asm"])

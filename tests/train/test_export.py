@@ -147,6 +147,44 @@ def test_bf16_keeps_its_dtype_and_says_what_rounding_cost(
     np.testing.assert_allclose(np.float32(library), trainer_vectors(run, views), atol=2e-2)
 
 
+@pytest.mark.parametrize(
+    "settings", [{"pooling": "learned"}, {"pooling": "mean", "attention": "bidirectional"}], ids=str
+)
+def test_other_forms_of_vectors_are_exported_as_they_were_trained(
+    tiny_tokenizer: Any, views: list[str], tmp_path: Path, settings: dict[str, str]
+) -> None:
+    run = make_run(tmp_path, tiny_tokenizer, **settings)
+    export.run(run, options=PROBE)
+    folder = run / "export" / "embedding"
+    expected = trainer_vectors(run, views)
+    library = SentenceTransformer(str(folder), device="cpu")
+    np.testing.assert_allclose(library.encode(views), expected, atol=1e-6)
+    np.testing.assert_allclose(library.encode(views, batch_size=1), expected, atol=1e-6)
+    np.testing.assert_allclose(embed_texts(load_encoder(folder), views), expected, atol=1e-6)
+    cut = expected[:, :5] / np.linalg.norm(expected[:, :5], axis=1, keepdims=True)
+    short = library.encode(views, truncate_dim=5, normalize_embeddings=True)
+    np.testing.assert_allclose(short, cut, atol=2e-6)
+    encoder = load_encoder(folder, dim=5)
+    np.testing.assert_allclose(embed_texts(encoder, views), cut, atol=2e-6)
+    assert (encoder.dim, encoder.sha256 != load_encoder(folder).sha256) == (5, True)
+    with pytest.raises(ModelError, match="16 numbers and cannot be cut to 17"):
+        load_encoder(folder, dim=17)
+
+
+def test_bidirectional_attention_is_of_the_embedding_alone(
+    tiny_tokenizer: Any, views: list[str], tmp_path: Path
+) -> None:
+    run = make_run(tmp_path, tiny_tokenizer, attention="bidirectional", pooling="mean")
+    export.run(run, options=PROBE)
+    both_ways = json.loads((run / "export" / "embedding" / "config.json").read_bytes())
+    assert both_ways["is_causal"] is False
+    assert "is_causal" not in json.loads((run / "export" / "merged" / "config.json").read_bytes())
+    expected = embed_texts(load_encoder(run / "export" / "embedding"), views)
+    (run / "export" / "embedding" / "config.json").write_text(json.dumps(both_ways | {"is_causal": True}))
+    causal = embed_texts(load_encoder(run / "export" / "embedding"), views)
+    assert np.abs(causal - expected).max() > 0.01
+
+
 @pytest.mark.parametrize(("trained", "asked"), [("bf16", "fp32"), ("fp32", "bf16")])
 def test_the_dtype_that_is_asked_for(tiny_tokenizer: Any, tmp_path: Path, trained: str, asked: Any) -> None:
     run = make_run(tmp_path, tiny_tokenizer, dtype=trained)

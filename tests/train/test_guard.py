@@ -13,9 +13,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from asmtrain.checkpoint import MANIFEST, atomic_folder, checkpoints, damage
-from asmtrain.data import PairBatches, RowBatches, build_cache
+from asmtrain.data import RowBatches, build_cache
 from asmtrain.engine import Engine
 from asmtrain.guard import Guard, norm_problem
+from asmtrain.pairs import PairBatches
 from corpus_builder.shards import read_split
 from ranks import finish_ranks, on_ranks, start_ranks
 from test_engine import FULL, LORA, _config, _model
@@ -81,7 +82,7 @@ def _holds(cache: Any, key: str, piece: list[int]) -> bool:
 
 def test_the_keys_of_a_step_are_those_of_all_ranks_pairs(cache: Any) -> None:
     settings = {"functions_per_step": 12, "micro_rows": 4, "max_tokens": 48, "seed": 0}
-    ranks = [PairBatches(cache, rank=rank, world=2, **settings) for rank in range(2)]
+    ranks = [PairBatches([cache], [1.0], rank=rank, world=2, **settings) for rank in range(2)]
     functions = {int(number) for rank in ranks for batch in rank.step(1) for number in batch.functions_B}
     assert {str(cache.keys[cache.documents_of(number).start]) for number in functions} == set(
         ranks[0].keys(1)

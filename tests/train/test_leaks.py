@@ -97,7 +97,7 @@ def test_a_corpus_without_training_leaks_nothing(tiny_corpus: Path, tmp_path: Pa
     records = list(read_split(tiny_corpus, "test"))
     entry = write_shard(tmp_path / "test-00000.tar.zst", "test", records, zstd_level=1)
     write_index(tmp_path, load_index(tiny_corpus).model_copy(update={"shards": (entry,)}))
-    assert list(leaks.leaks(tmp_path, "test")) == []
+    assert list(leaks.leaks(tmp_path, "test", tmp_path)) == []
 
 
 def test_what_leaks_is_not_asked_for(

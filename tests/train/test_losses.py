@@ -1,5 +1,6 @@
 """The losses against naive versions."""
 
+import itertools
 import math
 
 import pytest
@@ -8,7 +9,15 @@ from torch import nn
 
 from asmtrain.attention import use_within_documents
 from asmtrain.config import Full, Lora, ShapeConfig
-from asmtrain.losses import IGNORE, head_losses, info_nce, num_predicted, token_loss_sum, token_losses
+from asmtrain.losses import (
+    IGNORE,
+    head_losses,
+    info_nce,
+    num_predicted,
+    similarity_kl,
+    token_loss_sum,
+    token_losses,
+)
 from asmtrain.model import TokenLossModel, attach_lora, llama_config, new_model, set_trainable
 
 NUM, DIM = 8, 4
@@ -126,43 +135,103 @@ def test_the_head_runs_equally_often_on_every_batch_and_only_where_there_is_a_ta
     assert torch.equal(hidden.grad.abs().sum(-1) == 0, targets == IGNORE)
 
 
-def unit_vectors(seed: int, *, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+def unit_vectors(seed: int, num_variants: int = 2) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return nn.functional.normalize(torch.randn(NUM, DIM, generator=generator, dtype=dtype), dim=-1)
+    vectors = torch.randn(NUM, num_variants, DIM, generator=generator, dtype=torch.float64)
+    return nn.functional.normalize(vectors, dim=-1)
 
 
 CLUSTERS = torch.tensor([0, 1, 2, 0, 4, 2, 6, 7])
 
 
-def naive_info_nce(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Query by query, candidate by candidate."""
+def bodies_of(num_variants: int) -> torch.Tensor:
+    """All different, but that function 5 shows its first body again in its last variant, if it has three."""
+    bodies = torch.arange(NUM * num_variants).view(NUM, num_variants)
+    if num_variants > 2:
+        bodies[5, -1] = bodies[5, 0]
+    return bodies
+
+
+def naive_info_nce(
+    vectors: torch.Tensor,
+    clusters: torch.Tensor,
+    bodies: torch.Tensor,
+    *,
+    temperature: float,
+    margin: float | None = None,
+) -> torch.Tensor:
+    """Vector by vector, candidate by candidate."""
+    places = list(itertools.product(range(vectors.shape[0]), range(vectors.shape[1])))
     losses = []
-    for query, candidates in ((left, right), (right, left)):
-        for i in range(NUM):
-            used = [j for j in range(NUM) if j == i or CLUSTERS[j] != CLUSTERS[i]]
-            scores = torch.stack([query[i] @ candidates[j] / TEMPERATURE for j in used])
-            losses.append(scores.logsumexp(0) - query[i] @ candidates[i] / TEMPERATURE)
+    for m, k in places:
+        query = vectors[m, k]
+        positives = [query @ vectors[m, v] for v in range(vectors.shape[1]) if bodies[m, v] != bodies[m, k]]
+        negatives = [query @ vectors[n, v] for n, v in places if clusters[n] != clusters[m]]
+        if margin is not None:
+            negatives = [score for score in negatives if score <= max(positives) + margin]
+        total = (torch.stack(positives + negatives) / temperature).logsumexp(0)
+        losses.append(torch.stack([total - score / temperature for score in positives]).mean())
     return torch.stack(losses).mean()
 
 
-def test_info_nce_equals_naive_version() -> None:
-    left, right = unit_vectors(0), unit_vectors(1)
-    loss = info_nce(left, right, CLUSTERS, temperature=TEMPERATURE)
-    torch.testing.assert_close(loss.double(), naive_info_nce(left, right), rtol=1e-5, atol=0)
+@pytest.mark.parametrize("margin", [None, 0.1])
+@pytest.mark.parametrize("num_variants", [2, 3, 4])
+def test_info_nce_equals_naive_version(num_variants: int, margin: float | None) -> None:
+    bodies, settings = bodies_of(num_variants), {"temperature": TEMPERATURE, "margin": margin}
+    gradients = []
+    for loss_of in (info_nce, naive_info_nce):
+        vectors = unit_vectors(0, num_variants).requires_grad_()
+        loss = loss_of(vectors, CLUSTERS, bodies, **settings)
+        gradients.append((loss.detach().double(), *torch.autograd.grad(loss, vectors)))
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_no_gradient_pushes_members_of_a_cluster_apart() -> None:
-    left, right = unit_vectors(0).requires_grad_(), unit_vectors(1)
-    info_nce(left, right, CLUSTERS, temperature=TEMPERATURE).backward()
-    moved = right.clone()
-    moved[3] = -right[3]  # of function 0's cluster, so only its own query may heed it
-    again = unit_vectors(0).requires_grad_()
-    info_nce(again, moved, CLUSTERS, temperature=TEMPERATURE).backward()
-    changed = (left.grad - again.grad).abs().amax(1) > 1e-9
-    assert changed.tolist() == [False, True, True, True, True, True, True, True]
+def test_two_variants_give_nt_xent() -> None:
+    """Chen et al. 2020, eq. 1: cross entropy of the other variant among all vectors but the own."""
+    vectors = unit_vectors(0)
+    flat = vectors.transpose(0, 1).flatten(0, 1)
+    logits = (flat @ flat.T / TEMPERATURE).fill_diagonal_(float("-inf"))
+    expected = nn.functional.cross_entropy(logits, torch.arange(2 * NUM).roll(NUM))
+    found = info_nce(vectors, torch.arange(NUM), temperature=TEMPERATURE)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
+
+
+def test_the_margin_leaves_out_what_is_nearer_than_every_positive() -> None:
+    vectors = unit_vectors(0)
+    vectors[1, 0] = vectors[0, 0]  # a copy under another name
+    clusters = torch.arange(NUM)
+    gradients = {}
+    for margin in (None, 0.1):
+        moved = vectors.clone().requires_grad_()
+        info_nce(moved, clusters, temperature=TEMPERATURE, margin=margin).backward()
+        gradients[margin] = moved.grad[0, 0] @ vectors[0, 0]  # how far it is pushed away from itself
+    assert gradients[None] > gradients[0.1]
+
+
+def test_nothing_pushes_members_of_a_cluster_apart() -> None:
+    vectors = unit_vectors(0)[[0, 3]].requires_grad_()
+    loss = info_nce(vectors, CLUSTERS[[0, 3]], temperature=TEMPERATURE)
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    assert torch.autograd.grad(loss, vectors)[0].abs().max() < 1e-6
+    assert info_nce(vectors, CLUSTERS[[0, 1]], temperature=TEMPERATURE) > 0.1
 
 
 def test_loss_of_vectors_that_say_nothing_is_log_of_the_candidates() -> None:
-    same = torch.ones(NUM, DIM) / math.sqrt(DIM)
-    loss = info_nce(same, same, torch.arange(NUM), temperature=TEMPERATURE)
-    assert loss.item() == pytest.approx(math.log(NUM))
+    same = torch.ones(NUM, 2, DIM) / math.sqrt(DIM)
+    loss = info_nce(same, torch.arange(NUM), temperature=TEMPERATURE)
+    assert loss.item() == pytest.approx(math.log(2 * NUM - 1))
+
+
+def test_similarity_kl_equals_its_definition_and_is_zero_for_the_teachers_own_similarities() -> None:
+    student, teacher = unit_vectors(0).flatten(0, 1), unit_vectors(1, 3).flatten(0, 1)[: 2 * NUM]
+    expected = 0.0
+    for row in range(2 * NUM):
+        others = [column for column in range(2 * NUM) if column != row]
+        ours, theirs = (((side @ side[row])[others] / TEMPERATURE).softmax(0) for side in (student, teacher))
+        expected += float((theirs * (theirs / ours).log()).sum()) / (2 * NUM)
+    assert float(similarity_kl(student, teacher, temperature=TEMPERATURE)) == pytest.approx(
+        expected, rel=1e-5
+    )
+    turned = student @ torch.linalg.qr(torch.randn(DIM, DIM, dtype=torch.float64))[0]
+    assert float(similarity_kl(turned, student, temperature=TEMPERATURE)) == pytest.approx(0, abs=1e-5)

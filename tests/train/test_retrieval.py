@@ -352,14 +352,18 @@ def test_several_models_and_other_libraries_folders_stand_side_by_side(
         "def embed(texts):\n    return [[len(text), text.count('\\n')] for text in texts]\n"
     )
     monkeypatch.chdir(tmp_path)
-    models = [f"ours={exported / 'embedding'}", "theirs=other", "lengths_as_model:embed"]
+    ours = exported / "embedding"
+    models = [f"ours={ours}", "theirs=other", f"short={ours}@2", "lengths_as_model:embed"]
     rows = retrieval.run(models, tiny_corpus, tmp_path / "eval", lanes=SOME_LANES, with_bag=False)
     figures = {
         name: [row["mrr_at_10"] for row in rows if row["model"] == name]
-        for name in ("untrained", "ours", "theirs", "lengths_as_model:embed")
+        for name in ("untrained", "ours", "theirs", "short", "lengths_as_model:embed")
     }
     assert figures["ours"] == pytest.approx(figures["theirs"], abs=1e-6)
-    assert len(set(map(tuple, figures.values()))) == 3
+    assert len(set(map(tuple, figures.values()))) == 4
+    models_told = json.loads((tmp_path / "eval" / "retrieval.json").read_bytes())["models"]
+    bytes_of = {row["model"]: row["bytes_per_vector"] for row in models_told if row["model"] in figures}
+    assert bytes_of["short"] * 8 == bytes_of["ours"]
 
 
 def test_an_exported_lane_gives_the_same_figures(exported: Path, tiny_corpus: Path, tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ def run_config(folder: Path, corpus: Path, **changes: Any) -> Path:
     }
     lora = {"kind": "lora", "rank": 4, "alpha": 8, "dropout": 0.1, "unfreeze": ["lm_head"]}
     embedding = {"pooling": "mean", "dim": 16, "max_tokens": 48, "functions_per_step": 12}
+    embedding |= {"variants": 3, "neighbours": 0.5, "token_dropout": 0.1, "attention": "bidirectional"}
     config = {
         "run": str(folder / "run"),
         "seed": 3,

@@ -18,7 +18,7 @@ from asmtrain.model import count_parameters, meta_model, planned_config
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = sorted((REPOSITORY / "configs" / "train").glob("*.yaml"))
 GOLDEN = REPOSITORY / "tests" / "golden" / "deepspeed"
-RANKS = {"demo": 2, "sft-demo": 2, "codellama-7b": 8}
+RANKS = {"demo": 2, "sft-demo": 2, "experiment-base": 2, "experiment": 2, "codellama-7b": 8}
 
 
 def golden(path: Path) -> dict[str, Any]:
@@ -119,6 +119,8 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_key() -> None:
         (("stages.lora.replay={lora: 0.1}",), "replays 'lora', which is no .* before it: those are pretrain"),
         (("stages.pretrain.replay={lora: 0.1}",), "replays 'lora', .* those are none"),
         (("stages.embed.replay={pretrain: 0.1}",), "`replay` is for causal_lm and sft"),
+        (("stages.embed.embedding.matryoshka=[64, 256]",), r"holds 256, but a vector has 128 .*`dim`"),
+        (("stages.embed.embedding.variants=1",), "stages.2.embedding.variants"),
         (("stages.lora.data.0.task=c_to_asm",), "objective 'causal_lm' takes .* got 'c_to_asm'"),
         (("stages.lora.data.0.prompt=chat",), "a task with an answer, which 'completion' has not"),
         (("stages.lora.data.0.answers=[x]",), "for transpile and recompile"),

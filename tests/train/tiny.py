@@ -116,6 +116,6 @@ def _variant_meta(variant: str, text: str) -> VariantMeta:
         sha256=hashlib.sha256(text.encode()).hexdigest(),
         body_sha256=asm.view_sha256(text, isa),
         num_instructions=asm.num_instructions(asm.clean(text, isa)),
-        code_bytes=4,
+        code_bytes=4 * asm.num_instructions(asm.clean(text, isa)),
         symbol="",
     )

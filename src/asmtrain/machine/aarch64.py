@@ -4,7 +4,7 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from asmtrain.machine.context import OUTSIDE, SYMBOL, Context, Decoded, Written
+from asmtrain.machine.context import OUTSIDE, SYMBOL, Context, Decoded, Written, number
 
 _JUMP = re.compile(r"b|bl|b\.\w+|cbn?z|tbn?z|adr")
 _BASE = re.compile(r"\[(x\d+|sp)(?:, #-?\w+)?\]")
@@ -32,11 +32,13 @@ def _spelled(mnemonic: str, operands: str) -> _Spelled:
     if "#0xf" in operands:
         operands = _WRAPPED.sub(lambda match: f"#{int(match[1], 16) - (1 << 64)}", operands)
     destination = operands.partition(",")[0]
-    if mnemonic.startswith(("st", "cmp", "tst")):
-        destination = ""
+    if mnemonic.startswith(("st", "cmp", "tst")) or (mnemonic in ("ldp", "ldr") and "[sp" in operands):
+        destination = ""  # an epilogue's loads: code behind its return has the registers as they were
     if _JUMP.fullmatch(mnemonic) or (mnemonic in ("ldr", "ldrsw") and "[" not in operands):
         head, _, last = f"{mnemonic} {operands}".rpartition(" ")
-        return _Spelled(f"{head} ", int(last.removeprefix("#"), 0), destination, "", operands)
+        target = number(last)
+        if target is not None:  # else it is a vector's `adr`
+            return _Spelled(f"{head} ", target, destination, "", operands)
     return _Spelled(f"{mnemonic} {operands}", None, destination, _base(mnemonic, operands), operands)
 
 

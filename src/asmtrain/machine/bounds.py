@@ -6,7 +6,7 @@ they are no longer than the code.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -36,6 +36,7 @@ _STUBS = (".plt", ".iplt", ".init", ".fini")
 _RELATIVE_ADDRESS = {"x86_64": 2, "aarch64": 261, "riscv64": 57}
 """R_X86_64_PC32, R_AARCH64_PREL32, R_RISCV_32_PCREL: how an object's unwind table refers to code."""
 _RISCV_ADD_32 = 35
+_MOST_START_UP = 8
 _DESCRIBED_SHARE = 0.5
 """Where symbols and unwind tables cover less of a stripped file's code, the rest is searched."""
 
@@ -65,7 +66,7 @@ def functions(elf: Elf) -> list[Function]:
         Damaged: a table cannot be read.
     """
     code = {
-        section.index: section
+        section.number: section
         for section in elf.sections
         if section.is_code and not section.name.startswith(_STUBS)
     }
@@ -73,8 +74,11 @@ def functions(elf: Elf) -> list[Function]:
     _claim_symbols(elf, claims)
     _claim_frames(elf, code, claims)
     has_names = any(section.kind == SYMTAB for section in elf.sections)
-    if elf.is_linked and not has_names and _share_described(code, claims) < _DESCRIBED_SHARE:
-        _claim_code(elf, code, claims)
+    if elf.is_linked and not has_names:
+        pointers = _pointers(elf)
+        if _share_described(code, claims) < _DESCRIBED_SHARE:
+            _claim_code(elf, code, claims, {elf.entry, *pointers.values()})
+        _disclaim_start_up(elf, claims, pointers)
     return list(_without_overlaps(elf, code, claims))
 
 
@@ -96,7 +100,7 @@ def _claim_frames(elf: Elf, code: dict[int, Section], claims: dict[int, dict[int
         index = frame.section
         if elf.is_linked:
             at = bisect_right(starts, frame.address) - 1
-            index = by_address[at].index if at >= 0 else -1
+            index = by_address[at].number if at >= 0 else -1
         if index in claims and frame.address not in claims[index]:
             is_start = elf.is_linked and frame.address == elf.entry != 0
             is_function = frame.is_entered_whole and not is_start
@@ -111,7 +115,7 @@ def _frames(elf: Elf) -> list[Frame]:
     starts: dict[int, Place] = {}
     lengths: dict[int, int] = {}
     if not elf.is_linked:
-        for entry in elf.relocations(section.index):
+        for entry in elf.relocations(section.number):
             if entry.symbol < len(elf.symbols):
                 symbol = elf.symbols[entry.symbol]
                 value = symbol.value + entry.addend
@@ -128,19 +132,16 @@ def _share_described(code: dict[int, Section], claims: dict[int, dict[int, _Clai
     return described / max(1, sum(section.size for section in code.values()))
 
 
-def _claim_code(elf: Elf, code: dict[int, Section], claims: dict[int, dict[int, _Claim]]) -> None:
-    """Add what the code itself shows, without the start-up code that precedes the first constructor."""
-    pointers = _pointers(elf)
-    arrays = [section for section in elf.sections if section.name in (".init_array", ".fini_array")]
+def _claim_code(
+    elf: Elf, code: dict[int, Section], claims: dict[int, dict[int, _Claim]], hints: set[int]
+) -> None:
+    """Add what the code itself shows."""
     for index, section in code.items():
         known = {address: claim.size for address, claim in claims[index].items()}
-        found = discover(
-            elf.data(section), section.address, elf.isa, known=known, hints={elf.entry, *pointers.values()}
-        )
-        own = _start_up(elf, found, {pointers.get(array.address, 0) for array in arrays})
+        found = discover(elf.data(section), section.address, elf.isa, known=known, hints=hints)
         for address, size in found.items():
             if address not in known:
-                claims[index][address] = _Claim(size, "" if address in own else f"sub_{address:x}")
+                claims[index][address] = _Claim(size, f"sub_{address:x}")
 
 
 def _pointers(elf: Elf) -> dict[int, int]:
@@ -160,19 +161,23 @@ def _pointers(elf: Elf) -> dict[int, int]:
     return found
 
 
-def _start_up(elf: Elf, found: Iterable[int], hooks: set[int]) -> set[int]:
-    """The functions of crt1.o and crtbegin.o: from the entry, or two before the first hook, to the last hook.
+def _disclaim_start_up(elf: Elf, claims: dict[int, dict[int, _Claim]], pointers: Mapping[int, int]) -> None:
+    """Take out crt1.o and crtbegin.o: from the entry, or two before the first hook, to the last hook.
 
     Linkers put these files first; their hooks are the first constructor and the first destructor.
     """
-    order = sorted(found)
-    places = sorted(order.index(hook) for hook in hooks if hook in order)
-    own = {elf.entry}
-    if places:
-        first = order.index(elf.entry) if elf.entry in order else max(0, places[0] - 2)
-        if 0 <= places[-1] - first <= 8:
-            own.update(order[first : places[-1] + 1])
-    return own
+    arrays = [section for section in elf.sections if section.name in (".init_array", ".fini_array")]
+    hooks = {pointers.get(array.address, 0) for array in arrays}
+    for known in claims.values():
+        order = sorted(known)
+        places = [place for place, address in enumerate(order) if address in hooks]
+        own = [elf.entry] if elf.entry in known else []
+        if places:
+            first = order.index(elf.entry) if own else max(0, places[0] - 2)
+            if 0 <= places[-1] - first <= _MOST_START_UP:
+                own += order[first : places[-1] + 1]
+        for address in own:
+            known[address] = known[address]._replace(name="")
 
 
 def _without_overlaps(

@@ -6,22 +6,19 @@ where a relocation of x86-64 may lie in two places alone.
 
 from collections.abc import Iterable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
-
-class Instruction(NamedTuple):
-    """One decoded instruction, in capstone's spelling."""
-
-    address: int
-    size: int
-    mnemonic: str
-    operands: str
+from asmtrain.errors import BinaryError
 
 
 @cache
 def _engine(isa: str, *, detail: bool) -> Any:
-    import capstone as cs
-
+    try:
+        import capstone as cs
+    except ImportError:
+        raise BinaryError(
+            "capstone is not installed, which reads machine code", remedy="pip install 'asmtrain[eval]'"
+        ) from None
     architecture, mode = {
         "aarch64": (cs.CS_ARCH_ARM64, cs.CS_MODE_ARM),
         "x86_64": (cs.CS_ARCH_X86, cs.CS_MODE_64),

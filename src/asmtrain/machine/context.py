@@ -16,6 +16,14 @@ Written = Iterable[tuple[int, str, int | None]]
 """Address, text, and the address of the label that the text ends with; None where it is whole."""
 
 
+def number(text: str) -> int | None:
+    """The number that an operand is, if it is one: capstone prints `0x10`, `-16`, `#-0x10`."""
+    try:
+        return int(text.removeprefix("#"), 0)
+    except ValueError:
+        return None
+
+
 class Relocation(NamedTuple):
     """What the linker is to write into an instruction."""
 

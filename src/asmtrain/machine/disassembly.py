@@ -4,15 +4,11 @@ Labels are put where jumps go, and what relocations, or in a linked file address
 symbols: `aarch64`, `x86_64` and `riscv64` write the instructions. Cost: see benchmarks/embed_speed.py.
 """
 
-import re
-
 from asmtrain.machine import aarch64, riscv64, x86_64
 from asmtrain.machine.capstones import disassemble
 from asmtrain.machine.context import SYMBOL, Context
 
 _WRITERS = {"aarch64": aarch64.written, "x86_64": x86_64.written, "riscv64": riscv64.written}
-_PADDING = re.compile(r"(?:data16 |cs )*nop|xchgw %ax, %ax")
-"""What assemblers align loops with; compilers never wrote it. `view` drops other nops."""
 
 
 def function_text(code: bytes, address: int, isa: str, context: Context) -> str:
@@ -29,7 +25,7 @@ def function_text(code: bytes, address: int, isa: str, context: Context) -> str:
     labels: set[int] = set()
     for at, text, target in _WRITERS[isa](disassemble(code, address, isa), code, address, context):
         if target is None:
-            lines.append((at, "" if isa == "x86_64" and _PADDING.match(text) else text))  # the label stays
+            lines.append((at, text))
         elif address <= target < end:
             labels.add(target)
             lines.append((at, f"{text}.L{target}"))

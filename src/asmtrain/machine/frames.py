@@ -9,7 +9,6 @@ import struct
 from collections.abc import Mapping
 from typing import NamedTuple
 
-_SIGNED_32_RELATIVE = 0x1B
 _SIZES = {0x0: 8, 0x2: 2, 0x3: 4, 0x4: 8, 0xA: 2, 0xB: 4, 0xC: 8}
 """Bytes of a pointer by the low half of its encoding: absptr, udata2.. and sdata2.."""
 _RELATIVE = 0x10
@@ -133,7 +132,7 @@ def _frame(
 
 
 _ADVANCES = frozenset((1, 2, 3, 4))
-_UNDEFINED, _NOP, _PAC = 0x07, 0, 0x2D
+_NOP, _PAC = 0, 0x2D
 
 
 def _begins_a_function(rules: bytes) -> bool:

@@ -10,7 +10,7 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from asmtrain.machine.context import OUTSIDE, SYMBOL, Context, Decoded, Written
+from asmtrain.machine.context import OUTSIDE, SYMBOL, Context, Decoded, Written, number
 from asmtrain.machine.riscv_gcc import Step, as_gcc
 
 _TWO_OPERANDS = frozenset(
@@ -20,9 +20,14 @@ _JUMP = re.compile(r"j|jal|b(?:eq|ne|lt|ge|gt|le)(?:u|z)?")
 _AGAINST_ZERO = re.compile(r"b(eq|ne|lt|ge|gt|le)z")
 _MEMORY = re.compile(r"(-?\w*)\((\w+)\)$")
 _STORE = re.compile(r"f?s[bhwdq]")
-_INVERSE = {"eq": "ne", "ne": "eq", "lt": "ge", "ge": "lt", "ltu": "geu", "geu": "ltu"}
-_CALL, _CALL_PLT, _GOT, _TLS_IE, _TLS_GD = 18, 19, 20, 21, 22
+_INVERSE = {
+    one: other
+    for pair in (("eq", "ne"), ("lt", "ge"), ("ltu", "geu"), ("gt", "le"), ("gtu", "leu"))
+    for one, other in (pair, pair[::-1])
+}
+_GOT, _TLS_IE, _TLS_GD = 20, 21, 22
 _TPREL_ADD = 32
+_BRANCH_REACHES = 4096
 _HIGH = frozenset((20, 21, 22, 23, 26, 29))
 """GOT_HI20, TLS_GOT_HI20, TLS_GD_HI20, PCREL_HI20, HI20, TPREL_HI20."""
 _LOW = frozenset((24, 25, 27, 28, 30, 31))
@@ -42,12 +47,13 @@ class _Spelled(NamedTuple):
 def _spelled(mnemonic: str, operands: str, is_clang: bool) -> _Spelled:
     if mnemonic.startswith("c."):
         mnemonic, operands = _in_full(mnemonic[2:], operands)
-    if _JUMP.fullmatch(mnemonic):
-        head, _, last = operands.rpartition(", ")
+    head, _, last = operands.rpartition(", ")
+    jump = number(last) if _JUMP.fullmatch(mnemonic) else None
+    if jump is not None:
         found = _AGAINST_ZERO.fullmatch(mnemonic)
         if found and not is_clang:
             mnemonic, head = f"b{found[1]}", f"{head}, zero"
-        return _Spelled(mnemonic, f"{head}, " if head else "", int(last, 0))
+        return _Spelled(mnemonic, f"{head}, " if head else "", jump)
     if mnemonic == "addi" and ", zero, " in operands:
         mnemonic, operands = "li", operands.replace("zero, ", "")
     if not is_clang:
@@ -148,24 +154,28 @@ def _pair(step: Step, following: Step, context: Context) -> tuple[int, str, int 
 
 def _is_in_offsets(step: Step, low: str, context: Context) -> bool:
     """Whether a linked pair loads from the global offset table."""
-    high = _signed(int(step.operands.rpartition(" ")[2], 0), 20) << 12
+    high = _signed(_upper(step), 20) << 12
     begin, end = context.offsets
-    return begin <= step.at + high + int(low or "0", 0) < end
+    return begin <= step.at + high + (number(low) or 0) < end
 
 
 def _far_branch(
     step: Step, following: Step, context: Context, low: int, high: int
 ) -> tuple[int, str, int | None] | None:
-    """A branch out of the function, which the assembler wrote as its inverse around a jump."""
+    """A branch too far for one, or out of the section: the assembler wrote its inverse around a jump."""
     inverse = _INVERSE.get(step.mnemonic[1:].removesuffix("z")) if step.mnemonic[:1] == "b" else None
     if inverse is None or following.mnemonic != "j" or step.jump is None or following.jump is None:
         return None
     target = _target(following, context)
     size = 8 if step.jump == 8 else 6
-    if step.at + step.jump != step.at + size or following.at != step.at + 4 or low <= target < high:
+    if step.at + step.jump != step.at + size or following.at != step.at + 4:
+        return None
+    is_inside = low <= target < high
+    # Once linked, a jump out of the function behind a branch is rather a relaxed `tail`.
+    if context.is_linked if not is_inside else abs(target - step.at) < _BRANCH_REACHES:
         return None
     zero = "z" if step.mnemonic.endswith("z") else ""
-    return step.at, f"b{inverse}{zero} {step.operands}", OUTSIDE
+    return step.at, f"b{inverse}{zero} {step.operands}", target if is_inside else OUTSIDE
 
 
 def _target(step: Step, context: Context) -> int:
@@ -195,7 +205,7 @@ def _plain(step: Step, context: Context, pages: set[str]) -> tuple[str, ...]:
                 pages.add(register)
             return (f"{step.mnemonic} {register}, {SYMBOL}",)
         if step.mnemonic == "lui" and not context.is_clang:
-            return (f"li {register}, {_signed(int(step.operands.rpartition(' ')[2], 0), 20) << 12}",)
+            return (f"li {register}, {_signed(_upper(step), 20) << 12}",)
         return (f"{step.mnemonic} {step.operands}",)
     if kind == _TPREL_ADD:
         return (f"{step.mnemonic} {step.operands}, {SYMBOL}",)
@@ -215,7 +225,12 @@ def _is_page(step: Step, context: Context) -> bool:
     if step.mnemonic == "auipc":
         return True
     low, high = context.absolute
-    return low <= _signed(int(step.operands.rpartition(" ")[2], 0), 20) << 12 < high
+    return low <= _signed(_upper(step), 20) << 12 < high
+
+
+def _upper(step: Step) -> int:
+    """The immediate of `lui` or `auipc`."""
+    return number(step.operands.rpartition(" ")[2]) or 0
 
 
 def _base(step: Step) -> str:
@@ -223,7 +238,7 @@ def _base(step: Step) -> str:
     if step.operands.endswith(")"):
         return step.operands[step.operands.rfind("(") + 1 : -1]
     if step.mnemonic in ("addi", "mv"):
-        return step.operands.split(", ")[1]
+        return step.operands.partition(", ")[2].partition(",")[0]
     return ""
 
 
@@ -231,8 +246,8 @@ def _with_symbol(step: Step) -> str:
     if step.operands.endswith(")"):
         register, _, memory = step.operands.partition(", ")
         return f"{step.mnemonic} {register}, {SYMBOL}{memory[memory.find('(') :]}"
-    register, base, *_ = step.operands.split(", ")
-    return f"addi {register}, {base}, {SYMBOL}"
+    register, base, *_ = [*step.operands.split(", "), ""]
+    return f"addi {register}, {base}, {SYMBOL}" if base else f"{step.mnemonic} {step.operands}"
 
 
 def _from_global_pointer(step: Step, context: Context) -> tuple[str, ...]:

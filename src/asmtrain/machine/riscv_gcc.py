@@ -69,7 +69,7 @@ def _pops(step: Step) -> bool:
 
 
 def _ordered(step: Step, written: dict[str, Step], keeps_frame: bool) -> Step:
-    register, _, other = step.operands.split(", ")
+    register, _, other = [*step.operands.split(", "), "", ""][:3]
     writer = written.get(register, _NOTHING)
     if step.mnemonic != "add" or other == "tp":
         swaps = keeps_frame and other != "tp"
@@ -81,7 +81,7 @@ def _ordered(step: Step, written: dict[str, Step], keeps_frame: bool) -> Step:
 
 
 def _compared(step: Step, written: dict[str, Step], keeps_frame: bool) -> Step:
-    *head, left, right = step.operands.removesuffix(", ").split(", ")
+    *head, left, right = ["", *step.operands.removesuffix(", ").split(", ")]
     if "zero" in (left, right):
         # A number of zero comes second in gcc's representation.
         swaps = left == "zero"
@@ -91,4 +91,6 @@ def _compared(step: Step, written: dict[str, Step], keeps_frame: bool) -> Step:
     if not swaps:
         return step
     tail = ", " if step.jump is not None else ""
-    return step._replace(mnemonic=_SWAPPED[step.mnemonic], operands=", ".join((*head, right, left)) + tail)
+    return step._replace(
+        mnemonic=_SWAPPED[step.mnemonic], operands=", ".join((*head[1:], right, left)) + tail
+    )

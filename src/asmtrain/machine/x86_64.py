@@ -1,16 +1,19 @@
 """x86-64 instructions of capstone (AT&T) with symbols where the linker filled in or will fill in."""
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 
 from asmtrain.machine.capstones import immediate_offset
-from asmtrain.machine.context import OUTSIDE, SYMBOL, Context, Decoded, Relocation, Written
+from asmtrain.machine.context import OUTSIDE, SYMBOL, Context, Decoded, Relocation, Written, number
 
 _JUMP = re.compile(r"(?:\w+ )*(?:callq?|jmpq?|j[a-z]{1,4}|loopn?e?|xbegin)")
 _RIP = re.compile(r"[-\w]*\(%rip\)")
 _IMMEDIATE = re.compile(r"\$-?\w+")
 _MEMORY = re.compile(r"(?<![$\w%])-?(?:0x[0-9a-f]+|\d+)?(?=\()|(?<![$\w%(])(?:0x[0-9a-f]+|\d+)(?![\w)(])")
 _ADDRESS = re.compile(r"(?<![\w%(,-])(\$?)(0x[0-9a-f]{5,9})(?![\w)])")
+_PADDING = re.compile(r"(?:data16 |cs )*nop|xchgw %ax, %ax")
+"""What assemblers align loops with; compilers never wrote it. `view` drops plain nops."""
 _PC_RELATIVE = frozenset((2, 4, 9, 22, 41, 42))
 """R_X86_64_PC32, PLT32, GOTPCREL, GOTTPOFF, GOTPCRELX, REX_GOTPCRELX."""
 
@@ -18,19 +21,20 @@ _PC_RELATIVE = frozenset((2, 4, 9, 22, 41, 42))
 @lru_cache(1 << 16)
 def _spelled(mnemonic: str, operands: str) -> tuple[str, int | None]:
     """Text and target of an instruction that needs no relocation."""
-    if _JUMP.fullmatch(mnemonic) and not operands.startswith("*"):
-        return f"{mnemonic.removeprefix('addr32 ')} ", int(operands, 0)
+    if _JUMP.fullmatch(mnemonic) and (target := number(operands)) is not None:
+        return f"{mnemonic.removeprefix('addr32 ')} ", target
     if "%rip" in operands:
         operands = _RIP.sub(f"{SYMBOL}(%rip)", operands)
-    return f"{mnemonic} {operands}", None
+    text = f"{mnemonic} {operands}"
+    return "" if _PADDING.match(text) else text, None
 
 
 def written(instructions: Decoded, code: bytes, address: int, context: Context) -> Written:
     """The instructions of one function; `code` are its bytes, `address` where they lie."""
     low, high = context.absolute
+    relocations = context.relocations
     for at, size, mnemonic, operands in instructions:
-        inside = _relocated(context, at, size)
-        if inside:
+        if relocations and (inside := _relocated(relocations, at, size)):
             yield at, *_with_relocations(code[at - address :][:size], at, mnemonic, operands, inside)
             continue
         text, target = _spelled(mnemonic, operands)
@@ -41,11 +45,8 @@ def written(instructions: Decoded, code: bytes, address: int, context: Context) 
         yield at, text, target
 
 
-def _relocated(context: Context, at: int, size: int) -> list[tuple[int, Relocation]]:
+def _relocated(known: Mapping[int, Relocation], at: int, size: int) -> list[tuple[int, Relocation]]:
     """Relocations within an instruction, with the offsets that they change."""
-    known = context.relocations
-    if not known:
-        return []
     return [(offset, known[offset]) for offset in range(at + 1, at + size) if offset in known]
 
 

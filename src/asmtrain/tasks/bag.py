@@ -26,9 +26,9 @@ from safetensors.torch import save
 from torch import nn
 
 from asmtrain import terminal
-from asmtrain.data import body_clusters
 from asmtrain.encoder import Vectors
 from asmtrain.losses import info_nce
+from asmtrain.pairs import body_clusters
 from asmtrain.tasks.contenders import Contender, Progress
 from asmtrain.tasks.features import constants, instructions
 from asmtrain.tasks.views import import_names, sha256_of, text_of
@@ -91,7 +91,7 @@ def contender(corpus: Path, output: Path, *, view: str, seed: int, steps: int = 
     Raises:
         EmptyCorpus: there is no training split, or no function with two bodies in it.
     """
-    settings = [load_index(corpus).sha256(), view, seed, steps, MAX_FUNCTIONS, MAX_VARIANTS, "2"]
+    settings = [load_index(corpus).sha256(), view, seed, steps, MAX_FUNCTIONS, MAX_VARIANTS, "3"]
     identity = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
     path = output / f"bag-{view}.safetensors"
     state = _cached(path, identity)
@@ -180,8 +180,8 @@ def train(functions: Sequence[TrainingFunction], *, seed: int, steps: int) -> Ba
             for group in optimizer.param_groups:
                 group["lr"] = _LR * (1 - step / steps)
             optimizer.zero_grad()
-            left_MD, right_MD = bag([text for side in zip(*pairs, strict=True) for text in side]).chunk(2)
-            loss = info_nce(left_MD, right_MD, clusters[chosen], temperature=TEMPERATURE)
+            vectors_MKD = bag([text for pair in pairs for text in pair]).view(len(pairs), 2, -1)
+            loss = info_nce(vectors_MKD, clusters[chosen], temperature=TEMPERATURE)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()  # type: ignore[no-untyped-call]
             advance(1)

@@ -42,7 +42,7 @@ class Contender:
 
 
 def load(spec: str, name: str) -> Contender:
-    """Open `FOLDER` or `module:function`.
+    """Open `FOLDER`, `FOLDER@DIM` (one of our exports, its vectors cut to DIM numbers) or `module:function`.
 
     Raises:
         ModelError: there is nothing there that embeds texts.
@@ -52,6 +52,9 @@ def load(spec: str, name: str) -> Contender:
         if (folder / "modules.json").exists() and not (folder / "provenance.json").exists():
             return _of_sentence_transformers(folder, name)
         return of_encoder(load_encoder(folder), name, folder)
+    whole, _, dim = spec.rpartition("@")
+    if dim.isdecimal() and Path(whole).is_dir():
+        return of_encoder(load_encoder(Path(whole), dim=int(dim)), name)
     if ":" in spec and "/" not in spec:
         return _of_callable(spec, name)
     raise ModelError(f"{spec} is not an embedding model: no such folder", remedy=_REMEDY)

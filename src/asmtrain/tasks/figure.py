@@ -1,7 +1,7 @@
-"""The pictures of a retrieval evaluation: bars, curves over pool sizes, and maps over levels and ISAs.
+"""The pictures of evaluations: bars, curves over pool sizes, and maps over levels and ISAs; bars of probes.
 
-In go the rows of `retrieval.json`, out come PNGs. Matplotlib draws on its file backend: no display is
-needed, and no global state of pyplot is touched.
+In go the rows of `retrieval.json` or `probe.json`, out come PNGs. Matplotlib draws on its file backend: no
+display is needed, and no global state of pyplot is touched.
 """
 
 import io
@@ -26,6 +26,8 @@ _NAMES = {
     "opcode_tfidf": "opcode TF-IDF",
     "constants_tfidf": "constants TF-IDF",
     "combo": "opcodes, constants, counts",
+    "constant": "mean, commonest class",
+    "opcodes": "opcode counts",
     "bag": "trained bag of tokens",
     "untrained": "same model, untrained",
     "trained": "asmtrain",
@@ -53,6 +55,20 @@ def draw(rows: Rows, folder: Path) -> list[Path]:
         title = f"Recall@1 of {_label(_headline(rows))}, from row to column"
         _panels(paths[2], grids, title, _map, height=3.4)
     return paths
+
+
+def draw_probe(rows: Rows, folder: Path) -> Path:
+    """Draw `probe.png`, a panel a target; returns its path."""
+    path = folder / "probe.png"
+    targets = dict.fromkeys(row["target"] for row in rows)
+    panels = {
+        ("default", target.replace("_", " "), ""): {
+            row["model"]: row for row in rows if row["target"] == target
+        }
+        for target in targets
+    }
+    _panels(path, panels, "What a frozen vector tells, by ridge regression", _probe_bars, height=2.2)
+    return path
 
 
 def _label(model: str) -> str:
@@ -84,7 +100,7 @@ def _panels(path: Path, content: Mapping[Lane, Any], title: str, panel: Panel, *
     for at, (lane, value) in enumerate(content.items()):
         panel(axes[at], lane, value)
         _plain(axes[at], lane)
-        if at % columns and panel is _bars:
+        if at % columns and panel in (_bars, _probe_bars):
             axes[at].set_yticklabels([])
     for axis in axes[len(content) :]:
         axis.remove()
@@ -112,19 +128,32 @@ def _note(axis: Any, text: str) -> None:
 
 def _bars(axis: Any, lane: Lane, models: Group) -> None:
     shown = [name for name in models if name not in HIDDEN]
-    colours = _colours(shown)
-    values = [models[name]["recall_at_1"] for name in shown]
-    bars = axis.barh([_label(name) for name in shown], values, color=list(colours.values()), height=0.72)
-    axis.bar_label(bars, fmt="%.2f", padding=3, fontsize=8.5, color=_INK)
-    axis.invert_yaxis()
-    axis.set_xlim(0, 1.08)
-    axis.set_xticks([0, 0.25, 0.5, 0.75, 1])
-    axis.grid(axis="x", color=_RULE, linewidth=0.8)
+    _bars_of(axis, {name: models[name]["recall_at_1"] for name in shown})
     first = models[shown[0]]
     _note(
         axis,
         f"{first['num_queries']} functions of {first['num_projects']} unseen projects, pool {first['pool']}",
     )
+
+
+def _probe_bars(axis: Any, lane: Lane, models: Group) -> None:
+    score = "r2" if "r2" in next(iter(models.values())) else "accuracy"
+    _bars_of(axis, {name: row[score] for name, row in models.items()})
+    _note(axis, {"r2": "R2 of its logarithm", "accuracy": "accuracy"}[score])
+
+
+def _bars_of(axis: Any, values: Mapping[str, float]) -> None:
+    """One bar a model, from 0 to 1; below 0 there is none, but its number."""
+    lengths = [max(value, 0.0) for value in values.values()]
+    bars = axis.barh(
+        [_label(name) for name in values], lengths, color=list(_colours(list(values)).values()), height=0.72
+    )
+    labels = [f"{value:.2f}" for value in values.values()]
+    axis.bar_label(bars, labels, padding=3, fontsize=8.5, color=_INK)
+    axis.invert_yaxis()
+    axis.set_xlim(0, 1.08)
+    axis.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    axis.grid(axis="x", color=_RULE, linewidth=0.8)
 
 
 def _by_pool(rows: Rows, lane: Lane) -> dict[str, list[tuple[int, float]]]:

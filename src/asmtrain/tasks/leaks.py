@@ -47,14 +47,16 @@ class Leak:
     """Key of the training function."""
 
 
-def run(corpus: Path, *, split: str, as_json: bool) -> int:
+def run(corpus: Path, *, split: str, trained_on: Path | None = None, as_json: bool) -> int:
     """Print what leaks from training into a split; returns 1 if anything does.
+
+    `trained_on` is the corpus whose training split counts, if it is another one.
 
     Raises:
         ShardError: there is no corpus, or it is damaged.
         EmptyCorpus: the split is empty.
     """
-    found = list(leaks(corpus, split))
+    found = list(leaks(corpus, split, trained_on or corpus))
     total = sum(shard.num_functions for shard in load_index(corpus).shards if shard.split == split)
     if as_json:
         print(json.dumps([asdict(leak) for leak in found], indent=1))
@@ -72,15 +74,15 @@ def run(corpus: Path, *, split: str, as_json: bool) -> int:
     return 1 if found else 0
 
 
-def leaks(corpus: Path, split: str) -> Iterator[Leak]:
+def leaks(corpus: Path, split: str, training_corpus: Path) -> Iterator[Leak]:
     """The functions of a split that leak, in its order, each with the first rule that it meets.
 
-    A corpus without a training split has none.
+    A training corpus without a training split has none.
     """
     training = _Training()
-    variants = _texts_at_o0(corpus)
+    variants = _texts_at_o0(training_corpus)
     try:
-        for record in read_split(corpus, "train"):
+        for record in read_split(training_corpus, "train"):
             training.add(record, _hashes(record, variants))
     except EmptyCorpus:
         return

@@ -11,7 +11,7 @@ most `MAX_QUERIES` queries and the largest pool's answers a lane; the ranking ta
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -69,12 +69,13 @@ def run(
     lanes: Sequence[str] = ("*",),
     with_bag: bool = True,
     export: Path | None = None,
+    trained_on: Path | None = None,
 ) -> list[Row]:
     """Judge models on a split; write `retrieval.json`, `pools.jsonl` and pictures into `output`.
 
     Args:
         models: each `FOLDER` or `module:function`, or `NAME=` one of these.
-        corpus: whose split is searched; its training split trains the bag.
+        corpus: whose split is searched.
         output: folder, made if it is not there.
         split: of the corpus.
         seed: of the pools and the random weights.
@@ -82,22 +83,25 @@ def run(
         lanes: globs of the lanes to ask, such as `XO*` and `XC O2 *`.
         with_bag: train the bag on the corpus, or use the one in `output`.
         export: folder to write each lane to, as corpus, queries and qrels.
+        trained_on: corpus whose training split the models have seen and the bag learns from; `corpus` if not
+            given.
 
     Raises:
         ModelError: one of `models` cannot embed.
         ConfigError: no lane fits the globs.
         EmptyCorpus: the split holds no lane with two pairs to tell apart.
     """
-    judged = _contenders(models, seed)
-    seen = {leak.key: leak.rule for leak in leaks.leaks(corpus, split)}
+    judged = contenders_of(models, seed, {"random", "bag", *baselines.NEEDS})
+    training = trained_on or corpus
+    seen = {leak.key: leak.rule for leak in leaks.leaks(corpus, split, training)}
     rows: list[Row] = []
     costs: list[Row] = []
     tasks: list[Task] = []
     for view in views:
         of_view, texts = prepare(corpus, split=split, seed=seed, view=view, lanes=lanes, without=seen.keys())
         own = [*judged]
-        if with_bag and _can_train(corpus):
-            own.insert(0, bag.contender(corpus, output, view=view, seed=seed))
+        if with_bag and _can_train(training):
+            own.insert(0, bag.contender(training, output, view=view, seed=seed))
         vectors = {contender.name: _embedded(contender, texts, view) for contender in own}
         costs += _costs(own, vectors, list(texts.values()), view)
         table = baselines.text_table(texts)
@@ -109,6 +113,7 @@ def run(
     result = {
         "settings": {
             "corpus": load_index(corpus).sha256(),
+            "trained_on": load_index(training).sha256(),
             "split": split,
             "seed": seed,
             "min_instructions": MIN_INSTRUCTIONS,
@@ -139,15 +144,19 @@ def _save(result: Mapping[str, Any], output: Path) -> None:
     print(f"{output}: {', '.join(('retrieval.json', 'pools.jsonl', *(path.name for path in paths)))}")
 
 
-def _contenders(models: Sequence[str], seed: int) -> list[Contender]:
-    """The untrained twin of the first of our own models, and the models."""
+def contenders_of(models: Sequence[str], seed: int, baseline_names: Collection[str]) -> list[Contender]:
+    """The untrained twin of the first of our own models, and the models.
+
+    Raises:
+        ModelError: one cannot embed, or is called as a baseline or another one is.
+    """
     judged = []
     for given in models:
         name, is_named, spec = given.partition("=")
         if not is_named:
             name, spec = ("trained" if len(models) == 1 else given), given
         judged.append(load(spec, name))
-    taken = {"random", "bag", "untrained", *baselines.NEEDS}
+    taken = {"untrained", *baseline_names}
     for contender in judged:
         if contender.name in taken:
             raise ModelError(f"two models are called {contender.name!r}", remedy="write --model NAME=FOLDER")

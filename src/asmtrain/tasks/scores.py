@@ -50,10 +50,14 @@ def scores(ranks: Floats, projects: npt.NDArray[np.intp], *, seed: int) -> dict[
 
 def bootstrap(hits_P: Floats, counts_P: Floats, *, seed: int) -> list[float]:
     """95 % interval of sum(hits) / sum(counts) over projects drawn with replacement, percentiles."""
-    num = len(counts_P)
-    weights_RP = np.random.default_rng(seed).multinomial(num, np.full(num, 1 / num), RESAMPLES)
+    weights_RP = resampled(len(counts_P), seed=seed)
     shares_R = (weights_RP @ hits_P) / (weights_RP @ counts_P)
     return [float(bound) for bound in np.quantile(shares_R, (0.025, 0.975))]
+
+
+def resampled(num: int, *, seed: int) -> npt.NDArray[np.int64]:
+    """(R, P) how often each of `num` projects is drawn, with replacement, in each of RESAMPLES draws."""
+    return np.random.default_rng(seed).multinomial(num, np.full(num, 1 / num), RESAMPLES)
 
 
 def chance(size: int, projects: Sequence[int] | npt.NDArray[np.intp]) -> dict[str, Any]:
