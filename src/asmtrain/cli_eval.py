@@ -10,6 +10,7 @@ def add_eval(commands: Any) -> None:
     parser = commands.add_parser("eval", help="evaluate a model on a task")
     tasks = parser.add_subparsers(required=True, metavar="TASK")
     _add_eval_retrieval(tasks)
+    _add_eval_cve(tasks)
     leaks = tasks.add_parser(
         "leaks", help="functions of a split that training has seen; exit code 1 if there are any"
     )
@@ -27,15 +28,7 @@ def add_eval(commands: Any) -> None:
 
 def _add_eval_retrieval(tasks: Any) -> None:
     parser = tasks.add_parser("retrieval", help="find functions across -O levels, compilers and ISAs")
-    parser.add_argument(
-        "--model",
-        action="append",
-        required=True,
-        metavar="[NAME=]MODEL",
-        dest="models",
-        help="an exported embedding/ folder, a sentence-transformers folder, or module:function, a Python"
-        " callable from a list of texts to an array of vectors; may be given several times",
-    )
+    _add_models(parser)
     parser.add_argument("--corpus", type=Path, required=True, help="corpus whose test split is searched")
     parser.add_argument("--output", type=Path, required=True, help="folder for retrieval.json and pictures")
     parser.add_argument("--split", default="test", choices=("valid", "test"), help="default: test")
@@ -61,6 +54,41 @@ def _add_eval_retrieval(tasks: Any) -> None:
         "--export", type=Path, metavar="FOLDER", help="write each lane as corpus, queries and qrels (BEIR)"
     )
     parser.set_defaults(handler=_eval_retrieval)
+
+
+def _add_eval_cve(tasks: Any) -> None:
+    parser = tasks.add_parser("cve", help="find vulnerable functions in binaries of other ISAs")
+    _add_models(parser)
+    parser.add_argument("--before", type=Path, required=True, help="corpus of packages before their fixes")
+    parser.add_argument("--after", type=Path, required=True, help="corpus of the same packages, fixed")
+    parser.add_argument("--output", type=Path, required=True, help="folder for cve.json and cve.png")
+    parser.add_argument(
+        "--trained-on",
+        type=Path,
+        metavar="CORPUS",
+        help="corpus that the models were trained on: functions of its training split are not asked for, and"
+        " the bag is trained on it",
+    )
+    parser.set_defaults(handler=_eval_cve)
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        action="append",
+        required=True,
+        metavar="[NAME=]MODEL",
+        dest="models",
+        help="an exported embedding/ folder, a sentence-transformers folder, or module:function, a Python"
+        " callable from a list of texts to an array of vectors; may be given several times",
+    )
+
+
+def _eval_cve(options: argparse.Namespace) -> int:
+    from asmtrain.tasks import cve
+
+    cve.run(options.models, options.before, options.after, options.output, trained_on=options.trained_on)
+    return 0
 
 
 def _eval_retrieval(options: argparse.Namespace) -> int:

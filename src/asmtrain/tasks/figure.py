@@ -55,6 +55,17 @@ def draw(rows: Rows, folder: Path) -> list[Path]:
     return paths
 
 
+def draw_ranks(rows: Rows, folder: Path) -> Path:
+    """Draw `cve.png`, how far down the right function stands, a panel an ISA; returns its path."""
+    path = folder / "cve.png"
+    panels: dict[Lane, dict[str, list[float]]] = {}
+    for row in rows:
+        lane = ("default", "x86_64 to", row["isa"])
+        panels.setdefault(lane, {}).setdefault(row["model"], []).append(row["rank"])
+    _panels(path, panels, "Vulnerable functions found among the nearest", _found, height=3.4)
+    return path
+
+
 def _label(model: str) -> str:
     return _NAMES.get(model, model)
 
@@ -89,7 +100,7 @@ def _panels(path: Path, content: Mapping[Lane, Any], title: str, panel: Panel, *
     for axis in axes[len(content) :]:
         axis.remove()
     lines, names = axes[0].get_legend_handles_labels()
-    if panel is _curves:
+    if panel in (_curves, _found):
         figure.legend(lines, names, loc="outside lower left", ncols=len(names), fontsize=8.5, frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
@@ -125,6 +136,20 @@ def _bars(axis: Any, lane: Lane, models: Group) -> None:
         axis,
         f"{first['num_queries']} functions of {first['num_projects']} unseen projects, pool {first['pool']}",
     )
+
+
+def _found(axis: Any, lane: Lane, ranks: Mapping[str, list[float]]) -> None:
+    """Share of functions at each rank or before."""
+    shown = [name for name in ranks if name not in HIDDEN]
+    for name, colour in _colours(shown).items():
+        places = np.sort(ranks[name])
+        shares = np.arange(1, len(places) + 1) / len(places)
+        axis.step(places, shares, where="post", color=colour, label=_label(name))
+    axis.set_xscale("log")
+    axis.set_xlim(1, None)
+    axis.set_ylim(0, 1.02)
+    axis.grid(color=_RULE, linewidth=0.8)
+    _note(axis, f"{len(next(iter(ranks.values())))} functions; share against rank")
 
 
 def _by_pool(rows: Rows, lane: Lane) -> dict[str, list[tuple[int, float]]]:

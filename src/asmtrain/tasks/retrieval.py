@@ -11,7 +11,7 @@ most `MAX_QUERIES` queries and the largest pool's answers a lane; the ranking ta
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -88,7 +88,7 @@ def run(
         ConfigError: no lane fits the globs.
         EmptyCorpus: the split holds no lane with two pairs to tell apart.
     """
-    judged = _contenders(models, seed)
+    judged = contenders_of(models, seed, {"random", "bag", *baselines.NEEDS})
     seen = {leak.key: leak.rule for leak in leaks.leaks(corpus, split)}
     rows: list[Row] = []
     costs: list[Row] = []
@@ -139,15 +139,19 @@ def _save(result: Mapping[str, Any], output: Path) -> None:
     print(f"{output}: {', '.join(('retrieval.json', 'pools.jsonl', *(path.name for path in paths)))}")
 
 
-def _contenders(models: Sequence[str], seed: int) -> list[Contender]:
-    """The untrained twin of the first of our own models, and the models."""
+def contenders_of(models: Sequence[str], seed: int, baseline_names: Collection[str]) -> list[Contender]:
+    """The untrained twin of the first of our own models, and the models.
+
+    Raises:
+        ModelError: one cannot embed, or is called as a baseline or another one is.
+    """
     judged = []
     for given in models:
         name, is_named, spec = given.partition("=")
         if not is_named:
             name, spec = ("trained" if len(models) == 1 else given), given
         judged.append(load(spec, name))
-    taken = {"random", "bag", "untrained", *baselines.NEEDS}
+    taken = {"untrained", *baseline_names}
     for contender in judged:
         if contender.name in taken:
             raise ModelError(f"two models are called {contender.name!r}", remedy="write --model NAME=FOLDER")
