@@ -1,8 +1,8 @@
 """Vulnerable functions found again in code of other ISAs, by models and baselines (`asmtrain eval cve`).
 
 Prints the command's table, and as its last line one JSON object without the rows of single functions;
-`--save` keeps it in results/cve.json. Needs both corpora: `corpus-builder build configs/corpus/cve-before.yaml`,
-and `cve-after.yaml`.
+`--save` keeps it in results/cve.json. Needs both corpora: `corpus-builder build` of
+configs/corpus/cve-before.yaml, and of cve-after.yaml.
 
     python benchmarks/cve.py [--model [NAME=]MODEL ..] [--trained-on CORPUS] [--output runs/cve/eval] [--save]
 """

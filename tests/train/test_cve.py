@@ -14,6 +14,7 @@ import pytest
 from asmtrain.cli import main
 from asmtrain.errors import ConfigError
 from asmtrain.tasks import cve, fixes
+from asmtrain.tasks.cve_questions import Target, questions_of
 from corpus_builder import asm
 from corpus_builder.csource import functions_in, own_text
 from corpus_builder.shards import CorpusIndex, load_index, read_split, write_index, write_shard
@@ -159,7 +160,7 @@ def test_a_line_that_two_functions_gain_is_the_nearest_ones() -> None:
 
 def test_who_is_asked_and_why_the_others_are_not(corpora: tuple[Path, Path]) -> None:
     compared = fixes.compare(*corpora)
-    questions, reasons = cve.questions_of(compared)
+    questions, reasons = questions_of(compared)
     assert [(question.identity.name, question.cves) for question in questions] == [
         ("first", ("CVE-2020-0001",)),
         ("second", ("CVE-2020-0002", "CVE-2020-0003")),
@@ -175,7 +176,7 @@ def test_who_is_asked_and_why_the_others_are_not(corpora: tuple[Path, Path]) -> 
             assert target.right == set(own)
             assert question.vulnerable in target.taken_out
     seen = {compared.before[questions[0].identity].bodies["riscv64"].sha256, ("second", "unit.c")}
-    assert cve.questions_of(compared, seen)[0] == []
+    assert questions_of(compared, seen)[0] == []
 
 
 def test_the_rank_is_that_of_the_nearest_right_body() -> None:
@@ -183,7 +184,7 @@ def test_the_rank_is_that_of_the_nearest_right_body() -> None:
     rng = np.random.default_rng(0)
     names = [f"b{at}" for at in range(7)]
     places = {name: at for at, name in enumerate(names)}
-    target = cve.Target(frozenset({"b1", "b4"}), frozenset({"b6", "elsewhere"}), ("b1", "b4"))
+    target = Target(frozenset({"b1", "b4"}), frozenset({"b6", "elsewhere"}), ("b1", "b4"))
     for _ in range(20):
         similarity = rng.integers(0, 3, len(names)).astype(float)
         ranks = []
@@ -194,7 +195,7 @@ def test_the_rank_is_that_of_the_nearest_right_body() -> None:
 
 
 def test_random_figures_are_those_of_all_orders() -> None:
-    target = cve.Target(frozenset({"a", "b"}), frozenset({"c"}), None)
+    target = Target(frozenset({"a", "b"}), frozenset({"c"}), None)
     found = cve._chance([target], 13)
     firsts = [min(pair) for pair in itertools.combinations(range(1, 13), 2)]
     assert found["recall_at_1"] == pytest.approx(np.mean([first == 1 for first in firsts]))

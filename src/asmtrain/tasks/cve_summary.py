@@ -7,24 +7,22 @@ and text.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from asmtrain import terminal
+from asmtrain.tasks.cve_questions import Question
 from asmtrain.tasks.fixes import Compared, Identity, Patch
 from corpus_builder.shards import atomic_output
-
-if TYPE_CHECKING:
-    from asmtrain.tasks.cve import Question
 
 _SHOWN = ("recall_at_1", "recall_at_10", "mrr_at_10", "median_rank", "vulnerable_nearer", "fixed_nearer")
 
 
 def fates(
-    compared: Compared, questions: Sequence["Question"], reasons: Mapping[Identity, str]
+    compared: Compared, questions: Sequence[Question], reasons: Mapping[Identity, str]
 ) -> list[dict[str, Any]]:
     """A row a CVE and package: its patches, the functions asked for, or why there are none."""
     groups: dict[tuple[str, str], list[Patch]] = {}
