@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from unidiff import PatchSet, UnidiffParseError
+from unidiff.errors import UnidiffParseError
+from unidiff.patch import PatchSet
 
 from asmtrain.tasks.pools import Body
 from asmtrain.tasks.views import text_of
@@ -172,7 +173,7 @@ def _changes(text: str) -> Iterator[Change]:
             for line in (line for hunk in file for line in hunk if not line.is_context):
                 number = line.target_line_no if line.is_added else line.source_line_no
                 if sum(map(str.isalnum, line.value)) >= 3:
-                    yield Change(file.path, line.value.strip(), number, line.is_added)
+                    yield Change(file.path, line.value.strip(), number or 0, line.is_added)
 
 
 def _changed(old: States, new: States, patches: Sequence[Patch]) -> dict[Identity, frozenset[str]]:
