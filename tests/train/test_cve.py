@@ -55,8 +55,9 @@ BEFORE = unit({"first": 3, "second": 5, "third": 9})
 AFTER = fixed(BEFORE)
 
 
-def a_patch(old: str, new: str, file: str = "unit.c") -> str:
-    lines = difflib.unified_diff(old.splitlines(True), new.splitlines(True), f"a/{file}", f"b/{file}")
+def a_patch(old: str, new: str, file: str = "unit.c", folders: tuple[str, str] = ("a", "b")) -> str:
+    names = [f"{folder}/{file}" for folder in folders]
+    lines = difflib.unified_diff(old.splitlines(True), new.splitlines(True), *names)
     return "Description: a fix\n" + "".join(lines)
 
 
@@ -68,7 +69,7 @@ def part(text: str, old: str) -> str:
 PATCHES = {
     "left-out/CVE-2020-0001.patch": a_patch(BEFORE, part(BEFORE, "    int total = 3;\n")),
     "left-out/fix-overflow.patch": "Bug: CVE-2020-0002, CVE-2020-0003\n"
-    + a_patch(BEFORE, part(BEFORE, "    int total = 5;\n")),
+    + a_patch(BEFORE, part(BEFORE, "    int total = 5;\n"), folders=("demo-1.0.orig", "demo-1.0")),
     "left-out/CVE-2020-0004.patch": a_patch(BEFORE, BEFORE.replace("return x + 1;", "return x + 2;")),
     "left-out/CVE-2020-0005.patch": a_patch("int a;\n", "int added;\n", "other.c"),
     "left-out/CVE-2020-0006.patch": a_patch("int a;\n", "int added;\n", "unit.h"),

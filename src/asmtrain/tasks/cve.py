@@ -84,6 +84,7 @@ def run(
     pool = pool_of(compared)
     similarities = _similarities(judged, compared, questions, pool)
     answers = {name: _answers(similarity, questions, pool) for name, similarity in similarities.items()}
+    summary = _summary(answers, questions, len(pool), seed)
     result = {
         "settings": {
             "before": load_index(before).sha256(),
@@ -97,11 +98,11 @@ def run(
         },
         "models": [{"model": each.name, "sha256": each.sha256} for each in judged],
         "cves": cve_summary.fates(compared, questions, reasons),
-        "summary": _summary(answers, questions, len(pool), seed),
+        "summary": summary,
         "rows": _rows(answers, questions),
     }
     cve_summary.save(result, output)
-    return list(result["summary"])
+    return summary
 
 
 def _similarities(

@@ -169,11 +169,13 @@ def _changes(text: str) -> Iterator[Change]:
     except UnidiffParseError:
         return
     for file in files:
-        if file.path.endswith((".c", ".h", ".y", ".l")):
+        named = file.target_file if file.target_file != "/dev/null" else file.source_file
+        path = named.partition("/")[2]  # as `patch -p1`: the first folder may be anything
+        if path.endswith((".c", ".h", ".y", ".l")):
             for line in (line for hunk in file for line in hunk if not line.is_context):
                 number = line.target_line_no if line.is_added else line.source_line_no
                 if sum(map(str.isalnum, line.value)) >= 3:
-                    yield Change(file.path, line.value.strip(), number or 0, line.is_added)
+                    yield Change(path, line.value.strip(), number or 0, line.is_added)
 
 
 def _changed(old: States, new: States, patches: Sequence[Patch]) -> dict[Identity, frozenset[str]]:
