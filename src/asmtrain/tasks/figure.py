@@ -141,12 +141,16 @@ def _bars(axis: Any, lane: Lane, models: Group) -> None:
 def _found(axis: Any, lane: Lane, ranks: Mapping[str, list[float]]) -> None:
     """Share of functions at each rank or before."""
     shown = [name for name in ranks if name not in HIDDEN]
+    last = max(10.0, *(max(ranks[name]) for name in shown))
     for name, colour in _colours(shown).items():
-        places = np.sort(ranks[name])
-        shares = np.arange(1, len(places) + 1) / len(places)
+        places = [1.0, *sorted(ranks[name]), last]
+        shares = [0.0, *(np.arange(1, len(places) - 1) / (len(places) - 2)), 1.0]
         axis.step(places, shares, where="post", color=colour, label=_label(name))
     axis.set_xscale("log")
-    axis.set_xlim(1, None)
+    axis.set_xlim(1, last)
+    ticks = [10**power for power in range(7) if 10**power <= last]
+    axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axis.minorticks_off()
     axis.set_ylim(0, 1.02)
     axis.grid(color=_RULE, linewidth=0.8)
     _note(axis, f"{len(next(iter(ranks.values())))} functions; share against rank")
