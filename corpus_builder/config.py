@@ -17,8 +17,10 @@ from pydantic import (
     Field,
     PlainSerializer,
     PlainValidator,
+    SerializerFunctionWrapHandler,
     ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -82,7 +84,7 @@ class GitSource(ConfigModel):
 
 
 class DebianSource(ConfigModel):
-    """A Debian or Ubuntu source package at one version, with its patches applied."""
+    """A Debian or Ubuntu source package at one version, with its patches applied, or all but some."""
 
     kind: Literal["debian"]
     package: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
@@ -90,6 +92,14 @@ class DebianSource(ConfigModel):
     """As in `apt-cache showsrc`, with epoch and revision: `1:1.2.13.dfsg-1`."""
     sha256: Sha256 | None = None
     """Of the package's .dsc, which names the sha256 of every other file; an index says what it was."""
+    without_patches: tuple[str, ...] = ()
+    """Globs over `debian/patches/series`: patches to leave out, such as `*CVE*` for code before its fixes."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_asked(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Sources that leave nothing out read as they did before there was the choice: parts stay good."""
+        found: dict[str, Any] = plain(self)
+        return found if self.without_patches else {k: v for k, v in found.items() if k != "without_patches"}
 
 
 Source = Annotated[

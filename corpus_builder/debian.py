@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from corpus_builder import patches
 from corpus_builder.config import DebianSource
 from corpus_builder.errors import SourceError, TamperedSource
 from corpus_builder.process import Completed, Limits, run
@@ -30,20 +31,27 @@ _RECENT_S = 3600
 def unpack(source: DebianSource, folder: Path, *, cache: Path) -> None:
     """Fetch the package unless the cache holds it, and unpack it into an empty folder, patches applied.
 
+    Of `without_patches`, those that later patches build on are applied as well.
+
     Raises:
+        ConfigError: one of `without_patches` matches no patch.
         SourceError: apt is missing, or no archive has that version; the message says which ones there are.
         TamperedSource: a file is not what the package's own .dsc says.
     """
     kept = download(source, cache=cache)
     dsc = _checked_dsc(source, kept)
     folder.rmdir()  # dpkg-source makes it, and refuses one that is there
-    done = _tool(["dpkg-source", "--no-copy", "-x", str(dsc), str(folder)], cwd=kept)
+    skip = ["--skip-patches"] if source.without_patches else []
+    done = _tool(["dpkg-source", "--no-copy", *skip, "-x", str(dsc), str(folder)], cwd=kept)
     if not done.ok:
         raise SourceError(
             f"debian package {_named(source)} cannot be unpacked: {_last_words(done)}",
             remedy=f"remove {kept} and try again; a newer dpkg-dev may be needed",
         )
     remove_outward_links(folder)
+    if source.without_patches:
+        patches.apply_others(folder, source.without_patches, package=_named(source))
+        remove_outward_links(folder)
 
 
 def download(source: DebianSource, *, cache: Path) -> Path:

@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from corpus_builder.config import CorpusConfig, Project
+from corpus_builder import patches
+from corpus_builder.config import CorpusConfig, DebianSource, Project
 from corpus_builder.probe import check_levels, resolve
 from corpus_builder.projects import ResolvedProject, resolve_project
 from corpus_builder.record import Failure, Unit
@@ -139,7 +140,7 @@ def plan_build(config: CorpusConfig, progress: Callable[[Progress], None] = sile
     return Plan(
         units=tuple(units),
         toolchains=tuple(toolchains),
-        notes=(*notes, *(item.note for item in found if item.note)),
+        notes=(*notes, *(item.note for item in found if item.note), *_kept_patches(usable)),
         projects=projects,
         splits=dict(assign_splits(projects, config.split, files)),
         lineages=lineages_of(projects, files),
@@ -167,6 +168,13 @@ def _resolve_all(
             pool.shutdown(cancel_futures=True)
             raise
     return [found[project.name] for project in config.projects]
+
+
+def _kept_patches(resolved: Sequence[ResolvedProject]) -> Iterator[str]:
+    for item in resolved:
+        if isinstance(item.project.source, DebianSource) and item.root:
+            for name in patches.kept(item.root, item.project.source.without_patches):
+                yield f"{item.project.name}: {name} stays applied, for later patches build on it"
 
 
 def _part_context(config: CorpusConfig, toolchains: Sequence[Toolchain]) -> list[Any]:

@@ -1,8 +1,8 @@
 """From parts to a corpus: what dedup keeps, in shards, under an index.
 
-In: the parts of all units. Out: shards, licence texts, `failures.jsonl` and, last, `index.json`. They are
-made in `work/shards` and moved into place when all are whole; a corpus of an earlier build stays readable
-until then.
+In: the parts of all units. Out: shards, licence texts, patches that were left out, `failures.jsonl` and,
+last, `index.json`. They are made in `work/shards` and moved into place when all are whole; a corpus of an
+earlier build stays readable until then.
 Invariant: the bytes depend on the parts and the config alone. One pass over the parts' headers, one over
 their samples. Memory is fixed (`dedup`, one sample for each shard that is being written) but for the plan's
 own list of units.
@@ -20,7 +20,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-from corpus_builder.config import SPLITS, CorpusConfig, ShardConfig
+from corpus_builder import patches
+from corpus_builder.config import SPLITS, CorpusConfig, DebianSource, ShardConfig
 from corpus_builder.dedup import Batch, Duplicates, find_duplicates
 from corpus_builder.errors import EmptyCorpus, OutputError
 from corpus_builder.parts import read_header, read_samples
@@ -71,6 +72,7 @@ def publish_corpus(
         _write_file(target / FAILURES_FILE, (staging / FAILURES_FILE).read_bytes())
         raise _empty_corpus(plan, log.counts, target / FAILURES_FILE)
     _write_licenses(staging, plan)
+    _write_patches(staging, plan)
     index = _index(config, plan, written, dropped, log.counts, log.compiled(plan, crashes))
     write_index(staging, index)
     publish(staging, target)
@@ -305,6 +307,22 @@ def _write_licenses(staging: Path, plan: Plan) -> None:
         for name, text in license_texts(root).items():
             with atomic_output(staging / "licenses" / project / name.replace("/", "-")) as stream:
                 stream.write(text.encode())
+
+
+def _write_patches(staging: Path, plan: Plan) -> None:
+    """The patches that sources are asked to do without: those left out, and those that had to stay in."""
+    for project in plan.projects:
+        if isinstance(project.source, DebianSource) and project.source.without_patches:
+            root = plan.roots[project.name]
+            there = {
+                "left-out": patches.left_out(root),
+                "kept": patches.kept(root, project.source.without_patches),
+            }
+            for folder, names in there.items():
+                for name in names:
+                    path = staging / "patches" / project.name / folder / name.replace("/", "-")
+                    with atomic_output(path) as stream:
+                        stream.write(patches.text(root, name))
 
 
 def _index(

@@ -164,7 +164,11 @@ def _tree_id(project: Project) -> str:
     if isinstance(source, GitSource):
         parts = [source.commit]
     elif isinstance(source, DebianSource):
-        parts = [source.package, source.version]
+        parts = [
+            source.package,
+            source.version,
+            *([source.without_patches] if source.without_patches else []),
+        ]
     else:
         parts = [source.sha256]
     parts += [recipe.root, sorted(recipe.files.items())] if recipe else []

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Location: TypeAlias = "Path | UPath"
 INDEX_FILE = "index.json"
-STALE = ("*-[0-9]*.tar", "*-[0-9]*.tar.zst", "licenses/*/*", "failures.jsonl")
+STALE = ("*-[0-9]*.tar", "*-[0-9]*.tar.zst", "licenses/*/*", "patches/*/*/*", "failures.jsonl")
 """What an earlier corpus may have left, as patterns relative to its location."""
 _COPY_BYTES = 1 << 22
 _RESUME = "what was finished before is intact, the same command goes on from there"

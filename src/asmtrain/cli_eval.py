@@ -11,6 +11,7 @@ def add_eval(commands: Any) -> None:
     tasks = parser.add_subparsers(required=True, metavar="TASK")
     _add_eval_retrieval(tasks)
     _add_eval_probe(tasks)
+    _add_eval_cve(tasks)
     leaks = tasks.add_parser(
         "leaks", help="functions of a split that training has seen; exit code 1 if there are any"
     )
@@ -80,6 +81,22 @@ def _add_eval_probe(tasks: Any) -> None:
     parser.set_defaults(handler=_eval_probe)
 
 
+def _add_eval_cve(tasks: Any) -> None:
+    parser = tasks.add_parser("cve", help="find vulnerable functions in binaries of other ISAs")
+    _add_models(parser)
+    parser.add_argument("--before", type=Path, required=True, help="corpus of packages before their fixes")
+    parser.add_argument("--after", type=Path, required=True, help="corpus of the same packages, fixed")
+    parser.add_argument("--output", type=Path, required=True, help="folder for cve.json and cve.png")
+    parser.add_argument(
+        "--trained-on",
+        type=Path,
+        metavar="CORPUS",
+        help="corpus that the models were trained on: functions of its training split are not asked for, and"
+        " the bag is trained on it",
+    )
+    parser.set_defaults(handler=_eval_cve)
+
+
 def _add_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
@@ -91,6 +108,13 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
         " sentence-transformers folder, or module:function, a Python callable from a list of texts to an"
         " array of vectors; may be given several times",
     )
+
+
+def _eval_cve(options: argparse.Namespace) -> int:
+    from asmtrain.tasks import cve
+
+    cve.run(options.models, options.before, options.after, options.output, trained_on=options.trained_on)
+    return 0
 
 
 def _eval_probe(options: argparse.Namespace) -> int:

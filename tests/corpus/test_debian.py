@@ -20,7 +20,9 @@ from corpus_builder.debian import (
 )
 from corpus_builder.errors import SourceError, TamperedSource
 from corpus_builder.licenses import file_license, project_license
+from corpus_builder.pipeline import build
 from corpus_builder.sources import content_sha256, fetch
+from samples import a_config
 
 TOOLS = ("apt-get", "dpkg-source", "dpkg-scansources")
 pytestmark = [
@@ -58,7 +60,7 @@ class Archive:
         tree = self.folder / "work" / f"demo-{upstream}"
         files = {
             "add.c": "int add;\n",
-            "third/b.c": "int b;\n",
+            "third/b.c": "int b(int x) { return x + 1; }\n",
             "debian/source/format": "3.0 (quilt)\n",
             "debian/control": "Source: demo\nMaintainer: A <a@example.org>\n\n"
             "Package: demo\nArchitecture: any\nDescription: a demo\n",
@@ -111,6 +113,21 @@ def test_a_package_is_fetched_once_with_its_patches_applied(archive: Archive, tm
     assert content_sha256(project, root) == content_sha256(project, root)
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["apt", "archives", "sources"]
     assert [path.name for path in (tmp_path / "cache" / "sources").iterdir()] == [root.name]
+
+
+def test_a_package_can_be_had_without_a_patch(archive: Archive, tmp_path: Path, ray_address: str) -> None:
+    """The corpus holds the patch that its code lacks."""
+    source = a_source().model_copy(update={"without_patches": ("fix*",)})
+    recipe = {"root": ".", "sources": ["third/*.c"]}
+    project = Project.model_validate({"name": "demo", "source": source, "recipe": recipe})
+    root = fetch(project, tmp_path / "cache")
+    assert (root / "add.c").read_text() == "int add;\n"
+    assert root != fetch(a_debian_project(), tmp_path / "cache")
+    config = a_config(tmp_path, levels=["O2"]).model_copy(update={"projects": (project,)})
+    index = build(config, address=ray_address)
+    assert index.projects["demo"]["source"]["without_patches"] == ["fix*"]
+    assert (tmp_path / "corpus/patches/demo/left-out/fix.patch").read_text() == PATCH
+    assert not (tmp_path / "corpus/patches/demo/kept").exists()
 
 
 def test_links_out_of_a_package_are_removed(archive: Archive, tmp_path: Path) -> None:

@@ -71,6 +71,17 @@ def draw_probe(rows: Rows, folder: Path) -> Path:
     return path
 
 
+def draw_ranks(rows: Rows, folder: Path) -> Path:
+    """Draw `cve.png`, how far down the right function stands, a panel an ISA; returns its path."""
+    path = folder / "cve.png"
+    panels: dict[Lane, dict[str, list[float]]] = {}
+    for row in rows:
+        lane = ("default", "x86_64 to", row["isa"])
+        panels.setdefault(lane, {}).setdefault(row["model"], []).append(row["rank"])
+    _panels(path, panels, "Vulnerable functions found among the nearest", _found, height=3.4)
+    return path
+
+
 def _label(model: str) -> str:
     return _NAMES.get(model, model)
 
@@ -105,7 +116,7 @@ def _panels(path: Path, content: Mapping[Lane, Any], title: str, panel: Panel, *
     for axis in axes[len(content) :]:
         axis.remove()
     lines, names = axes[0].get_legend_handles_labels()
-    if panel is _curves:
+    if panel in (_curves, _found):
         figure.legend(lines, names, loc="outside lower left", ncols=len(names), fontsize=8.5, frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
@@ -154,6 +165,24 @@ def _bars_of(axis: Any, values: Mapping[str, float]) -> None:
     axis.set_xlim(0, 1.08)
     axis.set_xticks([0, 0.25, 0.5, 0.75, 1])
     axis.grid(axis="x", color=_RULE, linewidth=0.8)
+
+
+def _found(axis: Any, lane: Lane, ranks: Mapping[str, list[float]]) -> None:
+    """Share of functions at each rank or before."""
+    shown = [name for name in ranks if name not in HIDDEN]
+    last = max(10.0, *(max(ranks[name]) for name in shown))
+    for name, colour in _colours(shown).items():
+        places = [1.0, *sorted(ranks[name]), last]
+        shares = [0.0, *(np.arange(1, len(places) - 1) / (len(places) - 2)), 1.0]
+        axis.step(places, shares, where="post", color=colour, label=_label(name))
+    axis.set_xscale("log")
+    axis.set_xlim(1, last)
+    ticks = [10**power for power in range(7) if 10**power <= last]
+    axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axis.minorticks_off()
+    axis.set_ylim(0, 1.02)
+    axis.grid(color=_RULE, linewidth=0.8)
+    _note(axis, f"{len(next(iter(ranks.values())))} functions; share against rank")
 
 
 def _by_pool(rows: Rows, lane: Lane) -> dict[str, list[tuple[int, float]]]:
