@@ -3,7 +3,8 @@
 Runs `asmtrain eval retrieval` on the test splits of the Debian corpus and of the corpus of large packages
 (pools of 10,000), both with models trained on the first alone. Prints the tables of README and of
 docs/embedding.md; `--save` keeps the rows of all queries (`bucket` "all") in results/retrieval.json. Needs
-`corpus-builder build` of configs/corpus/debian.yaml and of search.yaml; `--kept` tells what earlier calls found.
+`corpus-builder build` of configs/corpus/debian.yaml and of search.yaml; `--kept` tells what
+earlier calls found.
 
     python benchmarks/retrieval.py [--model [NAME=]MODEL ..] [--kept] [--save]
 """
