@@ -20,6 +20,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import asmtrain
+import corpus_builder
 from asmtrain.binary import BinaryFunction, Share, functions_in
 from asmtrain.errors import BinaryError
 from corpus_builder.process import Completed, Jail, Limits, run
@@ -126,7 +128,10 @@ def _child(jobs: Sequence[Job], seconds: float) -> Completed:
             [sys.executable, *_PROGRAM],
             cwd=Path(folder),
             limits=Limits(30 + seconds * len(jobs) * 2, _MEMORY_MIB, _OUTPUT_MIB),
-            env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PATH": os.defpath},
+            env={
+                "PYTHONPATH": os.pathsep.join([*map(str, _own_roots()), *filter(None, sys.path)]),
+                "PATH": os.defpath,
+            },
             stdin=json.dumps(request).encode(),
             sandbox="bwrap" if jailed else "none",
             jail=Jail(readable=places | _installation()) if jailed else None,
@@ -142,9 +147,16 @@ def _has_sandbox() -> bool:
     )
 
 
+def _search_path() -> list[str]:
+    """`sys.path`, with the folders of our packages: an installation for development finds them without it."""
+    own = [str(Path(package.__path__[0]).parent) for package in (asmtrain, corpus_builder)]
+    return [*own, *filter(None, sys.path)]
+
+
 def _installation() -> dict[str, Path]:
     """Python, this package and its libraries, where they lie; the sandbox has /usr anyway."""
     folders = {Path(entry).absolute() for entry in (sys.prefix, sys.base_prefix, *sys.path) if entry}
+    folders |= {Path(package.__path__[0]) for package in (asmtrain, corpus_builder)}
     outside = [folder for folder in folders if folder.is_dir() and not folder.is_relative_to("/usr")]
     return {str(folder): folder for folder in sorted(outside)}
 
