@@ -128,10 +128,7 @@ def _child(jobs: Sequence[Job], seconds: float) -> Completed:
             [sys.executable, *_PROGRAM],
             cwd=Path(folder),
             limits=Limits(30 + seconds * len(jobs) * 2, _MEMORY_MIB, _OUTPUT_MIB),
-            env={
-                "PYTHONPATH": os.pathsep.join([*map(str, _own_roots()), *filter(None, sys.path)]),
-                "PATH": os.defpath,
-            },
+            env={"PYTHONPATH": os.pathsep.join(_search_path()), "PATH": os.defpath},
             stdin=json.dumps(request).encode(),
             sandbox="bwrap" if jailed else "none",
             jail=Jail(readable=places | _installation()) if jailed else None,
