@@ -1,10 +1,9 @@
 """The protocol's figures of the model that comes with asmtrain, beside all baselines (docs/embedding.md).
 
 Runs `asmtrain eval retrieval` on the test splits of the Debian corpus and of the corpus of large packages
-(pools of 10,000), both with models trained on the first alone. Prints the tables of README and of
-docs/embedding.md; `--save` keeps the rows of all queries (`bucket` "all") in results/retrieval.json. Needs
-`corpus-builder build` of configs/corpus/debian.yaml and of search.yaml; `--kept` tells what
-earlier calls found.
+(pools of 10,000), both with models trained on the first alone. Prints Recall@1 of all lanes; `--save` keeps the
+rows of all queries (`bucket` "all") in results/retrieval.json and draws README's pictures. Needs `corpus-builder
+build` of configs/corpus/debian.yaml and of search.yaml; `--kept` tells what earlier calls found.
 
     python benchmarks/retrieval.py [--model [NAME=]MODEL ..] [--kept] [--save]
 """
@@ -19,6 +18,7 @@ from _saved import save
 
 from asmtrain.encoder import default_model
 from asmtrain.tasks import retrieval
+from asmtrain.tasks.figure import draw
 
 TRAINED_ON, LARGE = Path("runs/debian/corpus"), Path("runs/search/corpus")
 PARTS = {
@@ -52,6 +52,7 @@ def main() -> None:
     if arguments.save:
         parts = [{name: result[name] for name in ("settings", "models", "lanes")} for result in results]
         save("retrieval", {"parts": parts, "retrieval": rows})
+        draw(pictured(rows), Path("docs/images"))
     print(json.dumps({"rows": len(rows)}))
 
 
@@ -70,6 +71,18 @@ def table(rows: Sequence[Row]) -> str:
         cells = ["" if row is None else f"{row['recall_at_1']:.2f}" for row in found]
         lines.append(f"| {view} | {task}, {isa} | {pool:,} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def pictured(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the shipped model and the baselines that README's pictures have room for."""
+    isas = ("aarch64", "aarch64-x86_64", "all")
+    shown = [row for row in rows if row["view"] == "default" and row["isa"] in isas]
+    named = {"asmtrain": "trained"}
+    return [
+        {**row, "model": named.get(row["model"], row["model"])}
+        for row in shown
+        if row["model"] != "asmtrain64"
+    ]
 
 
 if __name__ == "__main__":
