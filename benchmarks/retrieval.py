@@ -1,9 +1,9 @@
 """The protocol's figures of the model that comes with asmtrain, beside all baselines (docs/embedding.md).
 
 Runs `asmtrain eval retrieval` on the test splits of the Debian corpus and of the corpus of large packages
-(pools of 10,000), both with models trained on the first alone. Prints Recall@1 of all lanes; `--save` keeps the
-rows of all queries (`bucket` "all") in results/retrieval.json and draws README's pictures. Needs `corpus-builder
-build` of configs/corpus/debian.yaml and of search.yaml; `--kept` tells what earlier calls found.
+(pools of 10,000), both with models trained on the first alone. Prints Recall@1 of all lanes; `--save` keeps
+the rows of all queries (`bucket` "all") in results/retrieval.json and draws README's pictures. Needs
+`corpus-builder build` of configs/corpus/debian.yaml and of search.yaml; `--kept` tells what earlier calls found.
 
     python benchmarks/retrieval.py [--model [NAME=]MODEL ..] [--kept] [--save]
 """
