@@ -3,7 +3,7 @@
 Runs `asmtrain eval retrieval` on the test splits of the Debian corpus and of the corpus of large packages
 (pools of 10,000), both with models trained on the first alone. Prints Recall@1 of all lanes; `--save` keeps
 the rows of all queries (`bucket` "all") in results/retrieval.json and draws README's pictures. Needs
-`corpus-builder build` of configs/corpus/debian.yaml and of search.yaml; `--kept` tells what earlier calls found.
+`corpus-builder build` of configs/corpus/debian.yaml and search.yaml; `--kept` tells what earlier calls found.
 
     python benchmarks/retrieval.py [--model [NAME=]MODEL ..] [--kept] [--save]
 """
