@@ -52,7 +52,7 @@ def main() -> None:
     if arguments.save:
         parts = [{name: result[name] for name in ("settings", "models", "lanes")} for result in results]
         save("retrieval", {"parts": parts, "retrieval": rows})
-        draw(pictured(rows), Path("docs/images"))
+        draw(pictured(results), Path("docs/images"))
     print(json.dumps({"rows": len(rows)}))
 
 
@@ -73,15 +73,18 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def pictured(rows: Sequence[Row]) -> list[Row]:
-    """The rows of the shipped model and the baselines that README's pictures have room for."""
+def pictured(results: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """The rows that README's pictures have room for; a lane of both corpora is shown on the larger one."""
     isas = ("aarch64", "aarch64-x86_64", "all")
-    shown = [row for row in rows if row["view"] == "default" and row["isa"] in isas]
-    named = {"asmtrain": "trained"}
+    shown: dict[tuple[str, str], list[Row]] = {}
+    for result in results:
+        for lane in {(row["task"], row["isa"]) for row in result["rows"] if row["isa"] in isas}:
+            shown[lane] = [row for row in result["rows"] if (row["task"], row["isa"]) == lane]
+    rows = [row for of_lane in shown.values() for row in of_lane]
     return [
-        {**row, "model": named.get(row["model"], row["model"])}
-        for row in shown
-        if row["model"] != "asmtrain64"
+        {**row, "model": "trained" if row["model"] == "asmtrain" else row["model"]}
+        for row in sorted(rows, key=lambda row: (row["task"], row["isa"]))
+        if row["view"] == "default" and row["bucket"] == "all" and row["model"] != "asmtrain64"
     ]
 
 
