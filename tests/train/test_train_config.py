@@ -18,7 +18,15 @@ from asmtrain.model import count_parameters, meta_model, planned_config
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = sorted((REPOSITORY / "configs" / "train").glob("*.yaml"))
 GOLDEN = REPOSITORY / "tests" / "golden" / "deepspeed"
-RANKS = {"demo": 2, "sft-demo": 2, "experiment-base": 2, "experiment": 2, "codellama-7b": 8}
+RANKS = {
+    "demo": 2,
+    "sft-demo": 2,
+    "experiment-base": 2,
+    "experiment": 2,
+    "embed-cpu": 2,
+    "embed-gpu": 1,
+    "codellama-7b": 8,
+}
 
 
 def golden(path: Path) -> dict[str, Any]:
