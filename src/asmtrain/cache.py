@@ -144,7 +144,7 @@ def build_cache(
 
 
 def document_texts(data: DataConfig, split: str) -> Iterator[str]:
-    """The texts of the documents of `build_cache`'s arrays, in their order; raises as it does."""
+    """The assembly of the documents of `build_cache`'s arrays, in their order; raises as it does."""
     assert data.task == "completion" or data.task == "retrieval" or data.task == "events"
     parts = _parts(data, split)
     selected = _selection(parts, data.max_functions)
@@ -152,7 +152,7 @@ def document_texts(data: DataConfig, split: str) -> Iterator[str]:
         own = selected[part.first_function : part.first_function + part.num_functions]
         for record, is_used in zip(read_shard(part.shard), own, strict=True):
             if is_used:
-                yield from (item.text for item in documents(record, data.task, data.variants))
+                yield from (item.assembly for item in documents(record, data.task, data.variants))
 
 
 def estimate_tokens(data: DataConfig, split: str, tokenizer: Any, *, num_functions: int = 64) -> float:

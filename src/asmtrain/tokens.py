@@ -49,6 +49,8 @@ class Document:
     body_sha256: str
     text: str
     project: str
+    assembly: str
+    """What the text was made from: the text itself, or the view whose events it tells."""
 
 
 def documents(
@@ -66,10 +68,11 @@ def documents(
         if not is_wanted or (task != "completion" and body in seen):
             continue
         write = clean if task == "completion" else view
-        text = as_read(write(record.assembly[name], Variant.parse(name).isa), task)
+        assembly = write(record.assembly[name], Variant.parse(name).isa)
+        text = as_read(assembly, task)
         if text not in seen:
             seen |= {text, body}
-            yield Document(record.key, name, body, text, record.meta.project)
+            yield Document(record.key, name, body, text, record.meta.project, assembly)
 
 
 def as_read(view_text: str, task: str) -> str:
