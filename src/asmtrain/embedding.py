@@ -1,4 +1,4 @@
-"""From a function's hidden states to its vector: pooling, a dense layer, unit length.
+"""From a function's tokens and hidden states to its vector: pooling, a dense layer, unit length.
 
 The three steps are those of sentence-transformers' Pooling, Dense (no bias, no activation) and Normalize, so
 that an export as such a folder gives the same vectors. `learned` pooling is its Dense with a GLU over the
@@ -9,7 +9,7 @@ either side.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -78,3 +78,32 @@ class EmbeddingHead(nn.Module):
         values = F.glu(self.dense(states_UH)) if self.pooling == "learned" else states_UH
         pooled = F.embedding_bag(places_N, values, lengths_B.cumsum(0) - lengths_B, mode="mean")
         return F.normalize(pooled if self.pooling == "learned" else self.dense(pooled), dim=-1)
+
+
+def vectors_of(
+    transformer: Any, head: EmbeddingHead, ids_BT: torch.Tensor, mask_BT: torch.Tensor
+) -> torch.Tensor:
+    """Unit vectors_BD of texts that are padded on the right.
+
+    Without layers a token's state depends on its id alone: each id of the batch is computed once, no padding.
+    """
+    if len(transformer.layers) or head.pooling not in ("mean", "learned"):
+        vectors: torch.Tensor = head(hidden_states(transformer, ids_BT, mask_BT), mask_BT)
+        return vectors
+    ids_U, places_N = torch.unique(ids_BT[mask_BT.bool()], return_inverse=True)
+    states_1UH = transformer(input_ids=ids_U[None], use_cache=False).last_hidden_state
+    return head.of_bags(states_1UH[0], places_N, mask_BT.sum(1))
+
+
+def hidden_states(transformer: Any, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    """The hidden states_BTH of texts that are padded on the right.
+
+    Where attention looks back only, no token sees the padding: without a mask the kernel is quicker, and
+    what it computes for padding is never pooled.
+    """
+    is_causal = getattr(transformer.config, "is_causal", True)
+    seen_BT = None if is_causal else mask_BT
+    states: torch.Tensor = transformer(
+        input_ids=ids_BT, attention_mask=seen_BT, use_cache=False
+    ).last_hidden_state
+    return states

@@ -27,9 +27,8 @@ from transformers import AutoConfig, AutoModel
 from transformers.utils.logging import disable_progress_bar
 
 from asmtrain.config import EmbeddingConfig
-from asmtrain.embedding import EmbeddingHead
+from asmtrain.embedding import EmbeddingHead, vectors_of
 from asmtrain.errors import ModelError
-from asmtrain.model import vectors_of
 from asmtrain.tokens import as_read, load_tokenizer
 
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 65536}

@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from asmtrain.attention import document_ends
 from asmtrain.config import Dtype, EmbeddingConfig, Full, Lora, ModelConfig, ShapeConfig
-from asmtrain.embedding import EmbeddingHead
+from asmtrain.embedding import EmbeddingHead, vectors_of
 from asmtrain.errors import ConfigError, ModelError
 from asmtrain.losses import LOGITS_AT_ONCE, head_losses
 from asmtrain.ulysses import RowShare
@@ -95,35 +95,6 @@ class EmbeddingModel(nn.Module):
     def forward(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
         """Unit vectors_BD of token ids_BT; `mask_BT` is 1 where there is a token, 0 in the padding behind."""
         return vectors_of(backbone(self.lm), self.head, ids_BT, mask_BT)
-
-
-def vectors_of(
-    transformer: Any, head: EmbeddingHead, ids_BT: torch.Tensor, mask_BT: torch.Tensor
-) -> torch.Tensor:
-    """Unit vectors_BD of texts that are padded on the right.
-
-    Without layers a token's state depends on its id alone: each id of the batch is computed once, no padding.
-    """
-    if len(transformer.layers) or head.pooling not in ("mean", "learned"):
-        vectors: torch.Tensor = head(hidden_states(transformer, ids_BT, mask_BT), mask_BT)
-        return vectors
-    ids_U, places_N = torch.unique(ids_BT[mask_BT.bool()], return_inverse=True)
-    states_1UH = transformer(input_ids=ids_U[None], use_cache=False).last_hidden_state
-    return head.of_bags(states_1UH[0], places_N, mask_BT.sum(1))
-
-
-def hidden_states(transformer: Any, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
-    """The hidden states_BTH of texts that are padded on the right.
-
-    Where attention looks back only, no token sees the padding: without a mask the kernel is quicker, and
-    what it computes for padding is never pooled.
-    """
-    is_causal = getattr(transformer.config, "is_causal", True)
-    seen_BT = None if is_causal else mask_BT
-    states: torch.Tensor = transformer(
-        input_ids=ids_BT, attention_mask=seen_BT, use_cache=False
-    ).last_hidden_state
-    return states
 
 
 def backbone(lm: LanguageModel) -> Any:

@@ -7,8 +7,8 @@ import torch
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
 
 from asmtrain.config import ShapeConfig
-from asmtrain.embedding import EmbeddingHead, last_token_pool, max_pool, mean_pool
-from asmtrain.model import EmbeddingModel, hidden_states, llama_config, new_model
+from asmtrain.embedding import EmbeddingHead, hidden_states, last_token_pool, max_pool, mean_pool
+from asmtrain.model import EmbeddingModel, llama_config, new_model
 
 LENGTHS = (1, 4, 6)
 
