@@ -33,6 +33,8 @@ _DONE = b"q"
 _POLL_S = 0.5
 _LAST_WORD_S = 0.5
 """Left to other threads and ranks to say their last word before a process is ended."""
+_HEARD_S = 2.0
+"""How long a rank that leaves with a word waits for the others to leave too."""
 _BLAME_S = 3.0
 """How long a failed collective waits to hear whether another rank's death was the cause."""
 _TELLING_S = 20.0
@@ -115,7 +117,7 @@ class _Watch:
             dist.barrier()  # nobody listens any more when the first connection closes
         elif farewell:
             self._send(farewell)
-            time.sleep(_LAST_WORD_S / 2)
+            self._wait_until_heard()
         self._bell.close()
         for key in list(self._selector.get_map().values()):
             _socket(key).close()
@@ -200,6 +202,17 @@ class _Watch:
             if key.data not in ("server", "bell"):
                 with suppress(OSError):  # it may be stopped, or gone
                     _socket(key).send(word)
+
+    def _wait_until_heard(self) -> None:
+        """Wait for the others to leave: closing over unread beats resets a connection, with the word in it."""
+        deadline = time.monotonic() + _HEARD_S
+        for key in list(self._selector.get_map().values()):
+            if key.data not in ("server", "bell"):
+                with suppress(OSError):  # gone, or too slow
+                    _socket(key).shutdown(socket.SHUT_WR)
+                    _socket(key).settimeout(max(0.01, deadline - time.monotonic()))
+                    while _socket(key).recv(4096):
+                        pass
 
     def _end(self, word: bytes, message: str) -> None:
         """Say it, write the stacks, tell the others, and leave."""
