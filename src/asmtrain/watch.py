@@ -204,7 +204,7 @@ class _Watch:
                     _socket(key).send(word)
 
     def _wait_until_heard(self) -> None:
-        """Wait for the others to leave: closing over unread beats resets a connection, with the word in it."""
+        """Wait for the others to leave: closed over unread beats, a connection is reset and the word lost."""
         deadline = time.monotonic() + _HEARD_S
         for key in list(self._selector.get_map().values()):
             if key.data not in ("server", "bell"):
