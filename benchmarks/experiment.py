@@ -155,7 +155,7 @@ def judged(
     models: Mapping[tuple[str, int], Path], corpus: Path, home: Path, *, seeds: int
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, float]]]:
     """A row a lane, pool, step and pooling; and the mean cosine of vectors as they are."""
-    seen = {leak.key for leak in leaks.leaks(corpus, "test")}
+    seen = {leak.key for leak in leaks.leaks(corpus, "test", corpus)}
     tasks, texts = retrieval.prepare(corpus, split="test", seed=0, lanes=LANES, without=seen)
     centring = probe.sample(corpus, "train", NUM_CENTRING, seed=0).texts
     vectors: Named = {}
