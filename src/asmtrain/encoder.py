@@ -29,7 +29,7 @@ from transformers.utils.logging import disable_progress_bar
 from asmtrain.config import EmbeddingConfig
 from asmtrain.embedding import EmbeddingHead, vectors_of
 from asmtrain.errors import ModelError
-from asmtrain.tokens import as_read, load_tokenizer
+from asmtrain.tokens import as_read, load_tokenizer, task_of
 
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 65536}
 """What fits the second-level cache of a core: 8,192 tokens are a quarter slower, 512 a tenth. A GPU needs
@@ -61,7 +61,7 @@ class Encoder:
     @property
     def reads(self) -> str:
         """The task whose texts it reads: `events`, or views as they are."""
-        return str(getattr(self.backbone.config, "reads", "retrieval"))
+        return task_of(self.backbone.config)
 
     @property
     def dim(self) -> int:

@@ -38,7 +38,7 @@ from asmtrain.errors import CheckpointError, ExportError
 from asmtrain.merge import check_adapter, write_merged
 from asmtrain.model import ADAPTER_FILE, DTYPES, HEAD_FILE, EmbeddingModel, backbone
 from asmtrain.provenance import provenance
-from asmtrain.tokens import as_read, load_tokenizer
+from asmtrain.tokens import as_read, load_tokenizer, task_of
 from asmtrain.weights import TensorFiles, refuse_unsound
 
 LOGIT_BOUND: dict[Dtype, float] = {"fp32": 1e-4, "bf16": 0.1}
@@ -193,8 +193,7 @@ def export_embedding(sources: Sources, folder: Path, options: Options) -> Figure
         if options.probe:
             model, head = load_stage_result(sources.embedding)
             assert head is not None
-            reads = getattr(backbone(model).config, "reads", "retrieval")
-            texts = [as_read(view, reads) for view in _PROBES]
+            texts = [as_read(view, task_of(backbone(model).config)) for view in _PROBES]
             expected = _trainer_vectors(EmbeddingModel(model, head).eval(), tokenizer, max_tokens, texts)
             del model
             gc.collect()

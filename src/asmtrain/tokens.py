@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -73,6 +74,11 @@ def documents(
         if text not in seen:
             seen |= {text, body}
             yield Document(record.key, name, body, text, record.meta.project, assembly)
+
+
+def task_of(config: Any) -> str:
+    """The task whose texts a model reads, by its config: `events`, or views as they are."""
+    return str(getattr(config, "reads", "retrieval"))
 
 
 def as_read(view_text: str, task: str) -> str:

@@ -4,7 +4,6 @@ In go the comparison of two corpora and the questions made of it, or the whole r
 and text.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from rich.table import Table
 from asmtrain import terminal
 from asmtrain.tasks.cve_questions import Question
 from asmtrain.tasks.fixes import Compared, Identity, Patch
-from corpus_builder.shards import atomic_output
+from asmtrain.tasks.results import write_result
 
 _SHOWN = ("recall_at_1", "recall_at_10", "mrr_at_10", "median_rank", "vulnerable_nearer", "fixed_nearer")
 
@@ -68,13 +67,7 @@ def save(result: Mapping[str, Any], output: Path) -> None:
     """Write `cve.json` and `cve.png`, and print the table."""
     from asmtrain.tasks.figure import draw_ranks
 
-    parts = []
-    for name, value in result.items():
-        # A row a line: they stay readable, and differ line by line.
-        lines = ",\n".join(json.dumps(item) for item in value) if isinstance(value, list) else ""
-        parts.append(f'"{name}": ' + (f"[\n{lines}\n]" if lines else json.dumps(value)))
-    with atomic_output(output / "cve.json") as stream:
-        stream.write(("{\n" + ",\n".join(parts) + "\n}\n").encode())
+    write_result(output / "cve.json", result)
     path = draw_ranks(result["rows"], output)
     _show(result, terminal.console())
     print(f"{output}: cve.json, {path.name}")

@@ -10,7 +10,6 @@ not tell level and compiler. Cost: a forward pass a body and model, then one eig
 Shapes: N bodies, D length of a vector, P projects, R resamples, S statistics, K classes.
 """
 
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,13 +32,14 @@ from asmtrain.tasks.contenders import Contender
 from asmtrain.tasks.features import opcodes
 from asmtrain.tasks.pools import Floats
 from asmtrain.tasks.projector import write_projector
+from asmtrain.tasks.results import write_result
 from asmtrain.tasks.retrieval import MIN_INSTRUCTIONS, contenders_of
 from asmtrain.tasks.scores import resampled
 from asmtrain.tasks.views import sha256_of
 from corpus_builder.asm import view
 from corpus_builder.errors import EmptyCorpus
 from corpus_builder.record import FunctionRecord, Variant
-from corpus_builder.shards import atomic_output, load_index, read_split
+from corpus_builder.shards import load_index, read_split
 
 NUM_FITTED = 8000
 """Bodies of the training split that a probe is fitted on."""
@@ -281,8 +281,7 @@ def _colours(judged: Sample) -> dict[str, list[str]]:
 def _save(result: Mapping[str, Any], output: Path) -> None:
     from asmtrain.tasks.figure import draw_probe
 
-    with atomic_output(output / "probe.json") as stream:
-        stream.write((json.dumps(result, indent=1) + "\n").encode())
+    write_result(output / "probe.json", result)
     path = draw_probe(result["rows"], output)
     show(result, terminal.console())
     print(f"{output}: probe.json, {path.name}")

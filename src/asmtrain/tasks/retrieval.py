@@ -10,7 +10,6 @@ Every model answers the same queries in the same pools. Cost: a forward pass a d
 most `MAX_QUERIES` queries and the largest pool's answers a lane; the ranking takes a second a lane.
 """
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
@@ -26,11 +25,12 @@ from asmtrain.tasks import bag, baselines, benchmark, leaks, pools
 from asmtrain.tasks.contenders import Contender, functions_per_s, load, of_encoder, one_thread
 from asmtrain.tasks.lanes import Lane, lanes_of
 from asmtrain.tasks.pools import Census, Floats, Function, Pair
+from asmtrain.tasks.results import write_result
 from asmtrain.tasks.scores import chance, scores
 from asmtrain.tasks.views import function_of, import_names, text_of
 from corpus_builder.errors import ConfigError, EmptyCorpus
 from corpus_builder.record import Variant
-from corpus_builder.shards import atomic_output, load_index, read_split
+from corpus_builder.shards import load_index, read_split
 
 POOLS = (32, 128, 1000, 10_000, 100_000)
 MAX_QUERIES = 1000
@@ -132,13 +132,7 @@ def _save(result: Mapping[str, Any], output: Path) -> None:
     from asmtrain.tasks.figure import draw
     from asmtrain.tasks.summary import show
 
-    parts = []
-    for name, value in result.items():
-        # A row a line: thousands of them stay readable, and differ line by line.
-        lines = ",\n".join(json.dumps(item) for item in value) if isinstance(value, list) else ""
-        parts.append(f'"{name}": ' + (f"[\n{lines}\n]" if lines else json.dumps(value)))
-    with atomic_output(output / "retrieval.json") as stream:
-        stream.write(("{\n" + ",\n".join(parts) + "\n}\n").encode())
+    write_result(output / "retrieval.json", result)
     paths = draw(result["rows"], output)
     show(result, terminal.console())
     print(f"{output}: {', '.join(('retrieval.json', 'pools.jsonl', *(path.name for path in paths)))}")
