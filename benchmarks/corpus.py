@@ -10,14 +10,14 @@ into a Markdown file, between the marks `<!-- begin NAME -->` and `<!-- end NAME
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from _report import markdown, report
 from _saved import save
 from rich.console import Console
 
@@ -41,10 +41,7 @@ def main() -> None:
         Console(width=140).print(table)
     figures = {**counts(summary, index), "split_leaks": len(leaks(corpus)), **driver_memory()}
     if arguments.report:
-        text = arguments.report.read_text()
-        for name, part in sections(summary, index, figures).items():
-            text = replaced(text, name, part)
-        arguments.report.write_text(text)
+        report(arguments.report, sections(summary, index, figures))
     if arguments.save:
         save("corpus", figures)
     print(json.dumps(figures))
@@ -152,20 +149,6 @@ def sections(summary: Mapping[str, Any], index: CorpusIndex, figures: Mapping[st
         ),
         "licenses": markdown(("licence", "functions"), list(summary["licenses"].items())[:12]),
     }
-
-
-def markdown(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table; numbers stand at the right."""
-    cells = [[f"{cell:,}" if isinstance(cell, int | float) else str(cell) for cell in row] for row in rows]
-    marks = ["---"] + ["--:"] * (len(columns) - 1)
-    lines = [columns, marks, *cells]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def replaced(text: str, name: str, part: str) -> str:
-    """The text with a new part between the marks of that name."""
-    pattern = rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)"
-    return re.sub(pattern, lambda match: f"{match[1]}{part}{match[2]}", text, flags=re.DOTALL)
 
 
 if __name__ == "__main__":

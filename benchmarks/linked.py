@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _report import markdown, report
 from _saved import save
 from rich.console import Console
 from rich.table import Table
 
 from asmtrain.binary import functions_in
-from asmtrain.encoder import Encoder, embed_texts, load_encoder
+from asmtrain.encoder import Encoder, default_model, embed_texts, load_encoder
 from asmtrain.machine.elf import FUNC, read_elf
 from corpus_builder.config import CorpusConfig, load_config
 from corpus_builder.sources import fetch, units_of
@@ -49,14 +50,16 @@ TABLES = ("lctype.c", "lopcodes.c")
 def main() -> None:
     """Build, read, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, default=Path("runs/demo/export/embedding"))
+    parser.add_argument("--model", type=Path, default=default_model(), help="default: the shipped one")
     parser.add_argument("--levels", nargs="+", default=["O0", "O2"])
     parser.add_argument("--isas", nargs="+", default=list(TRIPLES))
     parser.add_argument("--kinds", nargs="+", default=list(KINDS))
     parser.add_argument("--compilers", nargs="+", default=["gcc", "clang"])
     parser.add_argument("--units", type=int, default=33)
     parser.add_argument("--keep", type=Path, help="folder for what is built; reused if it is there")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/linked.json")
+    parser.add_argument(
+        "--save", action="store_true", help="write benchmarks/results/linked.json and the page's table"
+    )
     arguments = parser.parse_args()
     encoder = load_encoder(arguments.model) if arguments.model.is_dir() else None
     units = lua_units()[: arguments.units]
@@ -69,9 +72,10 @@ def main() -> None:
                     rows.append(row | measure(units, row, encoder, arguments.keep))
                     print(json.dumps(rows[-1]), flush=True)
     show(rows)
-    figures = {"units": len(units), "model": str(arguments.model) if encoder else "", "rows": rows}
+    figures = {"units": len(units), "model": arguments.model.name if encoder else "", "rows": rows}
     if arguments.save:
         save("linked", figures)
+        report(Path("docs/embedding.md"), {"linked": page_table(rows)})
     print(json.dumps(figures))
 
 
@@ -171,6 +175,22 @@ def show(rows: list[dict[str, Any]]) -> None:
             *(f"{row.get(key, float('nan')):.3f}" for key in ("cosine_median", "cosine_5th_percentile")),
         )
     Console(width=110).print(table)
+
+
+def page_table(rows: list[dict[str, Any]]) -> str:
+    """The table of docs/embedding.md."""
+    columns = ["ISA, compiler, level", "file", "functions", "found", "that are none", "same text"]
+    cells = [
+        [
+            f"{row['isa']} {row['compiler']} {row['level']}",
+            row["kind"],
+            row["functions"],
+            *(f"{row[key]:.1%}" for key in ("found", "false", "same_view")),
+            *(f"{row.get(key, float('nan')):.3f}" for key in ("cosine_median", "cosine_5th_percentile")),
+        ]
+        for row in rows
+    ]
+    return markdown([*columns, "cosine, median", "5th percentile"], cells)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """The protocol's figures of the model that comes with asmtrain, beside all baselines (docs/embedding.md).
 
 Runs `asmtrain eval retrieval` on the test splits of the Debian corpus and of the corpus of large packages
-(pools of 10,000), both with models trained on the first alone. Prints Recall@1 of all lanes; `--save` keeps
-the rows of all queries (`bucket` "all") in results/retrieval.json and draws README's pictures. Needs
-`corpus-builder build` of configs/corpus/debian.yaml and search.yaml; `--kept` tells what earlier calls found.
+(pools of 10,000), both with models trained on the first alone. Prints the tables of README and
+docs/embedding.md; `--save` writes them there, draws the pictures, and keeps the rows of all queries in
+results/retrieval.json. Needs `corpus-builder build` of configs/corpus/debian.yaml and search.yaml; `--kept`
+tells what earlier calls found.
 
     python benchmarks/retrieval.py [--model [NAME=]MODEL ..] [--kept] [--save]
 """
@@ -14,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from _report import markdown, report
 from _saved import save
 
 from asmtrain.encoder import default_model
@@ -27,10 +29,35 @@ PARTS = {
 }
 """Output folder to what is asked there."""
 
-SHOWN = ("opcode_tfidf", "constants_tfidf", "combo", "bag", "untrained")
-"""Baselines that have a column of their own."""
+NAMES = {
+    "random": "random",
+    "length": "length",
+    "opcode_tfidf": "opcode TF-IDF",
+    "bm25": "BM25",
+    "minhash": "minhash",
+    "constants_tfidf": "constants TF-IDF",
+    "numeric": "numeric",
+    "combo": "combo",
+    "bag": "bag",
+    "untrained": "untrained",
+    "asmtrain": "**asmtrain**",
+    "asmtrain64": "at 64",
+}
+"""Models in the order of a table's columns."""
+
+HEADLINES = (
+    *(("XO O0O3", "aarch64", 128), ("XO O0O3", "aarch64", 1000), ("XO O0O3", "riscv64", 1000)),
+    *(("XO O0O3", "x86_64", 1000), ("XC O2", "aarch64", 1000), ("XC O2", "x86_64", 1000)),
+    *(("XA O2", "aarch64-x86_64", 1000), ("XA O2", "riscv64-x86_64", 1000)),
+    *(("XA+XO", "aarch64-x86_64", 1000), ("XM", "all", 1000)),
+    *(("XO mixed", "aarch64", 1000), ("XO mixed", "aarch64", 10_000)),
+)
+"""Lanes of README's table, at the largest pool up to the number."""
+HEADLINE_BASELINES = ("opcode_tfidf", "constants_tfidf", "combo", "bag", "untrained")
+README, PAGE = Path("README.md"), Path("docs/embedding.md")
 
 Row = Mapping[str, Any]
+Lanes = dict[tuple[str, str, str, int], dict[str, Row]]
 
 
 def main() -> None:
@@ -48,29 +75,59 @@ def main() -> None:
             retrieval.run(models, output=output, trained_on=TRAINED_ON, **asked)
         results.append(json.loads((output / "retrieval.json").read_bytes()))
     rows = [row for result in results for row in result["rows"] if row["bucket"] == "all"]
-    print(table(rows))
+    lanes = by_lane(rows)
+    tables = {view: table(lanes, view) for view in ("default", "masked")}
+    print(headlines(lanes), *tables.values(), sep="\n")
     if arguments.save:
         parts = [{name: result[name] for name in ("settings", "models", "lanes")} for result in results]
         save("retrieval", {"parts": parts, "retrieval": rows})
         draw(pictured(results), Path("docs/images"))
+        report(README, {"found": headlines(lanes)})
+        report(PAGE, {f"lanes-{view}": text for view, text in tables.items()})
     print(json.dumps({"rows": len(rows)}))
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Recall@1 of every lane at its largest pool, in Markdown."""
-    lanes: dict[tuple[str, str, str, int], dict[str, Row]] = {}
+def by_lane(rows: Sequence[Row]) -> Lanes:
+    """View, task, ISA and pool to the row of each model."""
+    lanes: Lanes = {}
     for row in rows:
-        lane = (row["view"], row["task"], row["isa"], row["pool"])
-        lanes.setdefault(lane, {})[row["model"]] = row
-    largest = {lane[:3]: lane for lane in sorted(lanes, key=lambda lane: lane[3])}
-    own = [name for name in next(iter(lanes.values())) if name.startswith("asmtrain")]
-    names = [*SHOWN, *own]
-    lines = [f"| view | lane | pool | {' | '.join(names)} |", "|---|---|--:|" + "--:|" * len(names)]
-    for view, task, isa, pool in largest.values():
-        found = [lanes[view, task, isa, pool].get(name) for name in names]
-        cells = ["" if row is None else f"{row['recall_at_1']:.2f}" for row in found]
-        lines.append(f"| {view} | {task}, {isa} | {pool:,} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lanes.setdefault((row["view"], row["task"], row["isa"], row["pool"]), {})[row["model"]] = row
+    return lanes
+
+
+def largest(lanes: Lanes, view: str, task: str, isa: str, *, most: int) -> Mapping[str, Row]:
+    """The rows of a lane at its largest pool of at most so many."""
+    pool = max(key[3] for key in lanes if key[:3] == (view, task, isa) and key[3] <= most)
+    return lanes[view, task, isa, pool]
+
+
+def headlines(lanes: Lanes) -> str:
+    """README's table: Recall@1, and of the shipped model MRR@10 and the interval too."""
+    baselines = (NAMES[name] for name in HEADLINE_BASELINES)
+    columns = ["Recall@1", "pool", *baselines, "**asmtrain** (MRR@10)", "95 %"]
+    cells = []
+    for task, isa, most in HEADLINES:
+        rows = largest(lanes, "default", task, isa, most=most)
+        own = rows["asmtrain"]
+        others = [rows[name]["recall_at_1"] for name in HEADLINE_BASELINES]
+        best = f"{own['recall_at_1']:.2f}"
+        best = f"**{best}**" if own["recall_at_1"] > max(others) else best
+        interval = "{:.2f}-{:.2f}".format(*own["ci95"])
+        figures = [*(f"{value:.2f}" for value in others), f"{best} ({own['mrr_at_10']:.2f})", interval]
+        cells.append([f"{task}, {isa}", own["pool"], *figures])
+    return markdown(columns, cells)
+
+
+def table(lanes: Lanes, view: str) -> str:
+    """Recall@1 of all models on every lane of a view, at 1,000 and at its largest pool."""
+    cells = []
+    for _, task, isa in dict.fromkeys(key[:3] for key in lanes if key[0] == view):
+        for most in (1000, 100_000):
+            rows = largest(lanes, view, task, isa, most=most)
+            pool = next(iter(rows.values()))["pool"]
+            figures = [f"{rows[name]['recall_at_1']:.2f}" if name in rows else "" for name in NAMES]
+            cells.append((f"{task}, {isa}", pool, *figures))
+    return markdown(["lane", "pool", *NAMES.values()], dict.fromkeys(cells))
 
 
 def pictured(results: Sequence[Mapping[str, Any]]) -> list[Row]:
