@@ -42,10 +42,9 @@ _PAIRED = ("ldp", "stp", "ldpsw", "ldnp", "stnp")
 
 
 def _width(mnemonic: str, register: str) -> int:
-    if mnemonic[2:3] == "r" or mnemonic.endswith(("sw", "sb", "sh")):
-        suffix = mnemonic.rstrip("rs")[-1:] if mnemonic.endswith(("b", "h", "w")) else ""
-        if suffix in ("b", "h", "w"):
-            return WIDTHS[suffix]
+    """Bytes of an access: by the mnemonic's last letter (ldrb, ldpsw), or else by the register."""
+    if mnemonic[-1] in "bhw" and (mnemonic[2:3] == "r" or mnemonic[-2] == "s"):
+        return WIDTHS[mnemonic[-1]]
     return WIDTHS.get(register[:1], 8)
 
 
