@@ -30,6 +30,9 @@ from asmtrain.lifting import Micro, Reader, lift, reader_of
 NUM_WORDS = 1 << 15
 """Words that `event_text` can write; events share them by hash."""
 
+_LONGEST_LINE = 256
+"""What is behind is not read: no instruction is so long, and patterns over it would take long."""
+
 Constants = dict[str, int]
 """Registers and what they are known to hold."""
 
@@ -37,7 +40,7 @@ Constants = dict[str, int]
 def events(view: str) -> list[str]:
     """The words of a view, in the order of its instructions, then its counts."""
     reader = reader_of(view)
-    lines = view.splitlines()
+    lines = [line[:_LONGEST_LINE] for line in view.splitlines()]
     lifted = [() if line.endswith(":") else lift(reader, line) for line in lines]
     fixed = _fixed(lifted, reader)
     words: list[str] = []

@@ -1,8 +1,11 @@
 """Events: the same of the same source, whatever compiled it."""
 
 import subprocess
+import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from asmtrain.events import NUM_WORDS, event_text, events
 from asmtrain.lifting import signed
@@ -120,6 +123,36 @@ def test_levels_and_instruction_sets_agree_on_a_function(tmp_path) -> None:
             told = set(events(view))
             wanted = {"cmp#77", "@4.1", "ld@8.8", "st@16.8", "arg1=3", "#19088743", "calls=1"}
             assert wanted <= told, (isa, level, wanted - told)
+
+
+LINES = [line for texts, _ in SAME.values() for text in texts for line in text.splitlines()]
+CLAIMED = st.sampled_from([
+    *("", "-1", "\u00b2", "9" * 5000, str(1 << 64), "lsl 99999999999", "x0", "sp", "%rip", "zero", "SYM"),
+    *("[x0, x1, lsl 99999999999]", "(%rax,%rbx,\u00b2)", "(,,)", "[", ")", ",", ":"),
+    *("tbz", "ubfx", "lui", "pop"),
+])  # fmt: skip
+
+
+@st.composite
+def _lines(draw: st.DrawFn) -> str:
+    """An instruction, some of its words put out, exchanged or added."""
+    words = draw(st.sampled_from(LINES)).replace(",", " , ").split()
+    changed = [word for word in words if draw(st.integers(0, 4))]
+    for place in draw(st.lists(st.integers(0, 5), max_size=2)):
+        changed.insert(place, draw(CLAIMED))
+    return " ".join(changed).replace(" , ", ", ")
+
+
+@given(st.lists(_lines() | st.text(max_size=40), max_size=12))
+def test_no_text_is_too_strange(lines: list[str]) -> None:
+    for first in ("ret", "retq", "addi sp, sp, -16"):
+        assert all(events("\n".join([first, *lines])))
+
+
+def test_a_line_without_end_takes_no_time() -> None:
+    started = time.process_time()
+    events("\n".join(["mov x0, [" + "[x1, " * 100_000, "add(" * 100_000, "-" * 1_000_000] * 5))
+    assert time.process_time() - started < 1
 
 
 def test_text_is_hashed_and_weighted_by_the_log_of_counts() -> None:

@@ -11,6 +11,7 @@ from asmtrain.lifting.micro import (
     Operand,
     Reader,
     access,
+    bit,
     computed,
     number_in,
     operation_of,
@@ -28,7 +29,7 @@ def _operand(text: str) -> Operand:
         base, *rest = text.strip("[]!").split(", ")
         shift = _SHIFTED.search(text)
         offset = number_in(rest[0]) if rest else 0
-        scale = 0 if offset is not None or "SYM" in text else 1 << int(shift[2]) if shift else 1
+        scale = 0 if offset is not None or "SYM" in text else bit(_amount(shift)) if shift else 1
         return Memory(str(_operand(base)), offset or 0, scale, "SYM" in text)
     if text in ("wzr", "xzr"):
         return 0
@@ -36,6 +37,10 @@ def _operand(text: str) -> Operand:
     if number is not None:
         return number
     return f"r{text[1:]}" if text[:1] in "wx" and text[1:].isdigit() else text
+
+
+def _amount(shift: re.Match[str]) -> int:
+    return (number_in(shift[2]) or 0) & 63
 
 
 _PAIRED = ("ldp", "stp", "ldpsw", "ldnp", "stnp")
@@ -59,7 +64,7 @@ def _read(mnemonic: str, text: str, operands: list[Operand], frame: frozenset[st
     if mnemonic in ("cbz", "cbnz"):
         yield computed("cmp", [dest, 0])
     elif mnemonic in ("tbz", "tbnz"):
-        yield computed("and", [1 << operands[1]] if isinstance(operands[1], int) else [])
+        yield computed("and", [bit(number) for number in operands[1:2] if isinstance(number, int)])
     elif mnemonic in ("adr", "adrp"):
         yield Micro("op", ("symbol",), dest)
     elif mnemonic.startswith("b") and mnemonic not in _BIT_FIELDS and not mnemonic.startswith("bic"):
@@ -77,16 +82,16 @@ _BIT_FIELDS = ("ubfx", "sbfx", "ubfiz", "sbfiz", "bfi", "bfxil")
 
 def _bit_field(operands: list[Operand], dest: str) -> Iterator[Micro]:
     """x86-64 and RISC-V write a shift and a mask for it."""
-    low, width = operands[-2:]
+    low, width = operands[-2:] if len(operands) > 2 else ("", "")
     if isinstance(low, int) and isinstance(width, int):
-        yield computed("and", [(1 << width) - 1], dest=dest)
+        yield computed("and", [bit(width) - 1], dest=dest)
         if low:
             yield computed("shr", [low])
 
 
 def _computed(mnemonic: str, text: str, operands: list[Operand], dest: str) -> Iterator[Micro]:
     shift = _SHIFTED.search(text)
-    by = int(shift[2]) if shift else 0
+    by = _amount(shift) if shift else 0
     numbers = [o for o in operands[1:] if isinstance(o, int)]
     if mnemonic == "movk":
         yield Micro("mov", (), dest, (), numbers[0] if numbers else None, by)

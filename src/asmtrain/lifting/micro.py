@@ -86,6 +86,11 @@ class Reader:
         return replace(self, frame=self.frame | {pointer})
 
 
+def bit(number: int) -> int:
+    """2 to a number that registers have bits for, whatever a text claims."""
+    return 1 << (number & 63)
+
+
 def number_in(text: str) -> int | None:
     """The number that an operand writes."""
     try:

@@ -51,7 +51,7 @@ def _read(mnemonic: str, text: str, operands: list[Operand], frame: frozenset[st
         yield computed("cmp", operands[:2])
     elif len(operands) > 1 and operands[1] in frame:
         yield Micro("op", ("frame",), dest)
-    elif mnemonic == "lui" and isinstance(operands[1], int):
+    elif mnemonic == "lui" and len(operands) > 1 and isinstance(operands[1], int):
         yield computed("mov", [signed((operands[1] << 12) & 0xFFFFFFFF)], dest=dest)
     else:
         yield computed(operation_of(mnemonic), operands[1:], dest=dest)
@@ -59,7 +59,7 @@ def _read(mnemonic: str, text: str, operands: list[Operand], frame: frozenset[st
 
 def _access(mnemonic: str, operands: list[Operand], memory: Memory, frame: frozenset[str]) -> Iterator[Micro]:
     is_store = mnemonic.lstrip("f").startswith("s")
-    width = WIDTHS.get(mnemonic.rstrip("u")[-1], 8)
+    width = WIDTHS.get(mnemonic.rstrip("u")[-1:], 8)
     first = operands[0]
     dest = first if isinstance(first, str) and not is_store else ""
     yield access(memory, width, "st" if is_store else "ld", frame, dest=dest)

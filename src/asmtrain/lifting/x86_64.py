@@ -19,7 +19,7 @@ def _operand(text: str) -> Operand:
         if match is None:
             return text
         base, *rest = (part.strip() for part in match[2].split(","))
-        scale = 0 if not rest else int(rest[1]) if len(rest) > 1 and rest[1].isdigit() else 1
+        scale = (number_in(rest[1]) if len(rest) > 1 else 1) or 1 if rest else 0
         offset = number_in(match[1]) if match[1] else 0
         is_symbol = offset is None or base == "%rip"
         return Memory("" if base == "%rip" else str(_operand(base)), offset or 0, scale, is_symbol)
@@ -40,7 +40,7 @@ def _width(mnemonic: str) -> int:
         return 8
     if mnemonic.startswith(("mova", "movu", "movdq")):
         return 16
-    return _WIDTHS.get(mnemonic[-1], 0)
+    return _WIDTHS.get(mnemonic[-1:], 0)
 
 
 def _read(mnemonic: str, text: str, operands: list[Operand], frame: frozenset[str]) -> Iterator[Micro]:
@@ -48,7 +48,8 @@ def _read(mnemonic: str, text: str, operands: list[Operand], frame: frozenset[st
         yield Micro("call")
         return
     if mnemonic.startswith(("push", "pop")):
-        yield Micro("op", ("frame",), str(operands[0]) if mnemonic.startswith("pop") else "")
+        is_pop = mnemonic.startswith("pop") and operands
+        yield Micro("op", ("frame",), str(operands[0]) if is_pop else "")
         return
     if mnemonic.startswith(("j", "leave")) or not operands:
         return
