@@ -33,8 +33,10 @@ _DONE = b"q"
 _POLL_S = 0.5
 _LAST_WORD_S = 0.5
 """Left to other threads and ranks to say their last word before a process is ended."""
+_MISTAKE_S = 5.0
+"""Left to the rank that met a mistake to tell of it: launchers end all ranks when the first one ends."""
 _HEARD_S = 2.0
-"""How long a rank that leaves with a word waits for the others to leave too."""
+"""How long a rank that leaves with a word waits for the others to have heard it."""
 _BLAME_S = 3.0
 """How long a failed collective waits to hear whether another rank's death was the cause."""
 _TELLING_S = 20.0
@@ -198,30 +200,38 @@ class _Watch:
             self._send(_BEAT)
 
     def _send(self, word: bytes) -> None:
-        for key in list(self._selector.get_map().values()):
-            if key.data not in ("server", "bell"):
-                with suppress(OSError):  # it may be stopped, or gone
-                    _socket(key).send(word)
+        for connection in self._ranks():
+            with suppress(OSError):  # it may be stopped, or gone
+                connection.send(word)
 
     def _wait_until_heard(self) -> None:
-        """Wait for the others to leave: closed over unread beats, a connection is reset and the word lost."""
+        """Wait for the others' last word: closed over unread beats, a connection is reset, ours with it."""
+        self._say_no_more()
         deadline = time.monotonic() + _HEARD_S
-        for key in list(self._selector.get_map().values()):
-            if key.data not in ("server", "bell"):
-                with suppress(OSError):  # gone, or too slow
-                    _socket(key).shutdown(socket.SHUT_WR)
-                    _socket(key).settimeout(max(0.01, deadline - time.monotonic()))
-                    while _socket(key).recv(4096):
-                        pass
+        for connection in self._ranks():
+            with suppress(OSError):  # gone, or too slow
+                connection.settimeout(max(0.01, deadline - time.monotonic()))
+                while connection.recv(4096):
+                    pass
+
+    def _say_no_more(self) -> None:
+        for connection in self._ranks():
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_WR)
+
+    def _ranks(self) -> list[socket.socket]:
+        keys = self._selector.get_map().values()
+        return [_socket(key) for key in keys if key.data not in ("server", "bell")]
 
     def _end(self, word: bytes, message: str) -> None:
         """Say it, write the stacks, tell the others, and leave."""
         if message:
             print(message, file=sys.stderr, flush=True)
         self._send(word)
+        self._say_no_more()
         if word != _MISTAKE:
             self._write_stacks()
-        time.sleep(_LAST_WORD_S)
+        time.sleep(_MISTAKE_S if word == _MISTAKE else _LAST_WORD_S)
         os._exit(2 if word == _MISTAKE else LOST)
 
     def _write_stacks(self) -> None:
