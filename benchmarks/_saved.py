@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_RESULTS = Path(__file__).with_name("results")
+RESULTS = Path(__file__).with_name("results")
 
 
 def save(name: str, figures: Mapping[str, Any]) -> None:
@@ -20,7 +20,7 @@ def save(name: str, figures: Mapping[str, Any]) -> None:
         "commit": commit(),
         "date": datetime.date.today().isoformat(),
     }
-    (_RESULTS / f"{name}.json").write_text(json.dumps(described, indent=1) + "\n")
+    (RESULTS / f"{name}.json").write_text(json.dumps(described, indent=1) + "\n")
 
 
 def machine() -> str:

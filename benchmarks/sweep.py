@@ -5,10 +5,11 @@ seconds are in the table), exports it, and asks the harness for Recall@1 of AArc
 variant against any other (XM) at pool 1,000, with whole vectors and cut to 64 numbers. The baseline runs with
 several seeds: a difference smaller than their range says nothing. The model starts from random weights, or
 from `--model`, an exported merged/ folder. Rows that are done are kept, so that a sweep goes on where it
-stopped.
+stopped. `--save` keeps the rows in results/sweep.json and their table in docs/embedding.md, by config.
 
     python benchmarks/sweep.py --corpus runs/demo/corpus --save
     python benchmarks/sweep.py --corpus runs/demo/corpus --rows 'pooling=*' baseline --texts 38400
+    python benchmarks/sweep.py --corpus runs/debian/corpus --config configs/train/embed-cpu.yaml
 """
 
 import argparse
@@ -23,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from _saved import save
+from _report import markdown, report
+from _saved import RESULTS, save
 
 from asmtrain.config import load_train_config
 from corpus_builder.shards import load_index
@@ -37,12 +39,13 @@ CHANGES: dict[str, Sequence[Any]] = {
     "false_negative_margin": (None, 0.1),
     "functions_per_step": (64, 256, 512),
     "matryoshka": ((), (32, 64)),
-    "dim": (64, 128, 256),
+    "dim": (64, 128, 256, 512),
     "token_dropout": (0.0, 0.1),
 }
 LANES = {"xo": "XO O0O3 aarch64", "xm": "XM all"}
 MAX_POOL = 1000
 CUT = 64
+PAGE = Path("docs/embedding.md")
 BIN = Path(sys.executable).parent
 
 
@@ -59,7 +62,10 @@ def main() -> None:
     print(table(rows))
     result = {"texts": options.texts, "corpus": load_index(options.corpus).sha256(), "rows": rows}
     if options.save:
-        save("sweep", result)
+        kept = RESULTS / "sweep.json"
+        others = json.loads(kept.read_bytes())["sweeps"] if kept.exists() else {}
+        save("sweep", {"sweeps": others | {options.config.stem: result}})
+        report(PAGE, {f"sweep-{options.config.stem}": table(rows)})
     print(json.dumps(result))
 
 
@@ -168,20 +174,16 @@ def judged(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown, the baseline's range first."""
-    columns = ("xo", "xm", f"xo_{CUT}", f"xm_{CUT}")
-    lines = [
-        f"| changed | XO O0O3, aarch64 | XM | XO, {CUT} numbers | XM, {CUT} numbers | steps | training s |",
-        "|---|--:|--:|--:|--:|--:|--:|",
-    ]
+    keys = ("xo", "xm", f"xo_{CUT}", f"xm_{CUT}")
     base = [row for row in rows if row["name"] == "baseline"]
-    if base:
-        spans = [span([row[key] for row in base if key in row]) for key in columns]
-        lines.append("| " + " | ".join([f"baseline, range of {len(base)} seeds", *spans, "", ""]) + " |")
+    spans = [span([row[key] for row in base if key in row]) for key in keys]
+    cells = [(f"as it is, least and most of {len(base)} seeds", *spans, "", "")] if base else []
     for row in rows:
-        name = f"baseline, seed {row['seed']}" if row["name"] == "baseline" else row["name"]
-        figures = [f"{row[key]:.3f}" if key in row else "" for key in columns]
-        lines.append("| " + " | ".join([name, *figures, str(row["steps"]), f"{row['train_s']:.0f}"]) + " |")
-    return "\n".join(lines)
+        name = f"as it is, seed {row['seed']}" if row["name"] == "baseline" else row["name"]
+        figures = (f"{row[key]:.3f}" if key in row else "" for key in keys)
+        cells.append((name, *figures, row["steps"], round(row["train_s"])))
+    xo, xm = (f"{lane} among {rows[0][f'{short}_pool']:,}" for short, lane in LANES.items())
+    return markdown(["changed", xo, xm, *(f"at {CUT}: {lane}" for lane in ("XO", "XM")), "steps", "s"], cells)
 
 
 def span(values: Sequence[float]) -> str:
