@@ -26,12 +26,16 @@ from math import log, log1p
 from zlib import crc32
 
 from asmtrain.lifting import Micro, Reader, lift, reader_of
+from asmtrain.origins import Origins
 
 NUM_WORDS = 1 << 15
 """Words that `event_text` can write; events share them by hash."""
 
 _LONGEST_LINE = 256
 """What is behind is not read: no instruction is so long, and patterns over it would take long."""
+
+_ENDS = frozenset(("b", "br", "jmp", "j", "jr", "tail", "ret", "retq"))
+"""Mnemonics behind which a function does not go on at the next line."""
 
 Constants = dict[str, int]
 """Registers and what they are known to hold."""
@@ -46,23 +50,32 @@ def events(view: str) -> list[str]:
     words: list[str] = []
     constants = dict(fixed)
     counts = dict.fromkeys(("calls", "loops", "blocks", "size"), 0)
+    origins = Origins(reader)
+    falls_through = True
     labels: set[str] = set()
     for line, micros in zip(lines, lifted, strict=True):
         if not micros:
             labels.add(line[:-1])
+            origins.arrive(line[:-1], falls_through=falls_through)
+            falls_through = True
             constants = dict(fixed)  # other paths lead here
             counts["blocks"] += 1
             continue
         counts["size"] += 1
-        counts["loops"] += line[line.rfind(" ") + 1 :] in labels
+        target = line[line.rfind(" ") + 1 :]
+        counts["loops"] += target in labels
         for micro in micros:
             words += micro.words
+            words += origins.follow(micro, constants)
             if micro.op == "call":
                 counts["calls"] += 1
                 words += _arguments(constants, reader.arguments)
                 constants = dict(fixed)
             elif micro.is_stateful:
                 words += _follow(micro, constants)
+        if target[:1] == "L":
+            origins.jump(target)
+        falls_through = line.partition(" ")[0] not in _ENDS
     return words + _counts(counts)
 
 

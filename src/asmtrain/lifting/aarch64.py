@@ -54,7 +54,7 @@ def _width(mnemonic: str, register: str) -> int:
 
 
 def _read(mnemonic: str, text: str, operands: list[Operand], frame: frozenset[str]) -> Iterator[Micro]:
-    if mnemonic in ("bl", "blr"):
+    if mnemonic in ("bl", "blr") or (mnemonic == "b" and text == "CALL"):
         yield Micro("call")
         return
     if mnemonic[:2] in ("ld", "st", "pr") and any(isinstance(o, Memory) for o in operands):
@@ -116,14 +116,15 @@ def _computed(mnemonic: str, text: str, operands: list[Operand], dest: str) -> I
 def _access(mnemonic: str, text: str, operands: list[Operand], frame: frozenset[str]) -> Iterator[Micro]:
     memory = next(o for o in operands if isinstance(o, Memory))
     first = text.partition(",")[0]
-    direction = "st" if mnemonic.startswith("st") else "ld"
+    op = "st" if mnemonic.startswith("st") else "ld"
     width = _width(mnemonic, first)
     registers = operands[: 2 if mnemonic in _PAIRED else 1]
     for at, register in enumerate(registers):
         place = memory._replace(offset=memory.offset + at * width)
-        dest = register if direction == "ld" and isinstance(register, str) else ""
-        yield access(place, width, direction, frame, dest=dest)
-        if direction == "st" and register == 0 and memory.base not in frame:
+        dest = register if op == "ld" and isinstance(register, str) else ""
+        stored = register if op == "st" else ""
+        yield access(op, place, width, frame, dest=dest, stored=stored)
+        if op == "st" and register == 0 and memory.base not in frame:
             yield computed("mov", [0])
     if isinstance(operands[-1], int) and memory.base != "sp" and len(operands) > len(registers):
         yield computed("add", [operands[-1]], dest=memory.base)
@@ -140,6 +141,7 @@ _READER = Reader(
     _read,
     _operand,
     arguments=tuple(f"r{number}" for number in range(8)),
+    result="r0",
     saved=frozenset(f"r{number}" for number in range(19, 30)),
     frame=frozenset({"sp"}),
 )

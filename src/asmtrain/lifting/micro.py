@@ -26,7 +26,7 @@ class Micro:
     """One micro-operation."""
 
     op: str
-    """`mov`, `add`, `mul`, `div`, `and`, `or`, `xor`, `shl`, `shr`, `cmp`, `call`, or `op` for others."""
+    """`mov`, `add`, `mul`, `div`, `and`, `or`, `xor`, `shl`, `shr`, `cmp`, `call`, `ld`, `st`, or `op` for others."""
     words: tuple[str, ...] = ()
     dest: str = ""
     """Register that it writes; empty for none."""
@@ -36,6 +36,12 @@ class Micro:
     """The number among its operands."""
     shift: int | None = None
     """Of a number that is inserted into `dest` (movk)."""
+    memory: Memory | None = None
+    """Where `ld` and `st` reach, if not a symbol's."""
+    width: int = 0
+    """Bytes that they move."""
+    stored: str = ""
+    """Register, or `#` and a number, that `st` writes."""
 
     @property
     def is_stateful(self) -> bool:
@@ -76,6 +82,8 @@ class Reader:
     """Mnemonic, operand text, operands and the frame's registers to micro-operations."""
     operand: Callable[[str], Operand]
     arguments: tuple[str, ...]
+    result: str
+    """Register in which a call gives back a value."""
     saved: frozenset[str]
     """Registers that a function gives back as it found them."""
     frame: frozenset[str]
@@ -116,17 +124,25 @@ def computed(op: str, operands: list[Operand], *, dest: str = "") -> Micro:
     return Micro(op, words, dest, sources, value)
 
 
-def access(memory: Memory, width: int, direction: str, frame: frozenset[str], *, dest: str = "") -> Micro:
+def access(
+    op: str, memory: Memory, width: int, frame: frozenset[str], *, dest: str = "", stored: Operand = ""
+) -> Micro:
     """A load or store."""
+    where = None if memory.is_symbol or not memory.base else memory
+    what = f"#{stored}" if isinstance(stored, int) else str(stored)
+    return Micro(op, _words(op, memory, width, frame), dest, memory=where, width=width, stored=what)
+
+
+def _words(op: str, memory: Memory, width: int, frame: frozenset[str]) -> tuple[str, ...]:
     if memory.base in frame:
-        return Micro("op", ("frame",), dest)
+        return ("frame",)
     words = ["symbol"] if memory.is_symbol else []
     if memory.base:
         if memory.scale:
             words.append(f"index{memory.scale}")
         at = memory.offset
-        words += [f"@{at}", f"@{at}.{width}", f"{direction}@{at}.{width}"]
-    return Micro("op", tuple(words), dest)
+        words += [f"@{at}", f"@{at}.{width}", f"{op}@{at}.{width}"]
+    return tuple(words)
 
 
 _OPS = (
@@ -139,7 +155,7 @@ _OPS = (
     ("mul", re.compile(r"i?mul|madd|msub|[su]mull|mneg")),
     ("div", re.compile(r"[iu]?div|sdiv|rem")),
     ("add", re.compile(r"add|sub|inc|dec|lea")),
-    ("mov", re.compile(r"mov(?!k)|li$|mv$")),
+    ("mov", re.compile(r"mov(?!k)|li$|mv$|[su]xt[bhw]$|[sz]ext\.")),
 )
 
 

@@ -34,14 +34,14 @@ def _operand(text: str) -> Operand:
 
 
 def _read(mnemonic: str, text: str, operands: list[Operand], frame: frozenset[str]) -> Iterator[Micro]:
-    if mnemonic in ("call", "jalr", "jal"):
+    if mnemonic in ("call", "jalr", "jal", "tail"):
         yield Micro("call")
         return
     if len(operands) == 2 and isinstance(operands[1], Memory):
         yield from _access(mnemonic, operands, operands[1], frame)
         return
     dest = operands[0] if operands and isinstance(operands[0], str) else ""
-    if mnemonic in ("j", "jr", "ret", "tail") or dest == "sp":
+    if mnemonic in ("j", "jr", "ret") or dest == "sp":
         return
     if mnemonic in ("la", "lla", "auipc") or "SYM" in text:
         yield Micro("op", ("symbol",), dest)
@@ -61,8 +61,10 @@ def _access(mnemonic: str, operands: list[Operand], memory: Memory, frame: froze
     is_store = mnemonic.lstrip("f").startswith("s")
     width = WIDTHS.get(mnemonic.rstrip("u")[-1:], 8)
     first = operands[0]
-    dest = first if isinstance(first, str) and not is_store else ""
-    yield access(memory, width, "st" if is_store else "ld", frame, dest=dest)
+    if is_store:
+        yield access("st", memory, width, frame, stored=first if not isinstance(first, Memory) else "")
+    else:
+        yield access("ld", memory, width, frame, dest=first if isinstance(first, str) else "")
     if is_store and first == 0 and memory.base not in frame:
         yield computed("mov", [0])
 
@@ -76,6 +78,7 @@ _READER = Reader(
     _read,
     _operand,
     arguments=tuple(f"a{number}" for number in range(8)),
+    result="a0",
     saved=frozenset(f"s{number}" for number in range(12)),
     frame=frozenset({"sp"}),
 )

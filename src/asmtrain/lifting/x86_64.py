@@ -9,6 +9,8 @@ from asmtrain.lifting.micro import Memory, Micro, Operand, Reader, access, compu
 _MEMORY = re.compile(r"\*?(?:%\ws:)?([^(]*)\(([^)]*)\)")
 _WIDTHS = {"b": 1, "w": 2, "l": 4, "q": 8}
 _LOADS = (("movzb", 1), ("movsb", 1), ("movzw", 2), ("movsw", 2), ("movslq", 4))
+_LOADED = "loaded"
+"""What an instruction that computes has read from memory, as if in a register."""
 _REGISTER = re.compile(r"%(?:(r\d+)[dwb]?|[re]?([abcd])[xlh]|[re]?(si|di|bp|sp)l?)$")
 
 
@@ -44,7 +46,7 @@ def _width(mnemonic: str) -> int:
 
 
 def _read(mnemonic: str, text: str, operands: list[Operand], frame: frozenset[str]) -> Iterator[Micro]:
-    if mnemonic.startswith("call"):
+    if mnemonic.startswith("call") or (mnemonic == "jmp" and text == "CALL"):
         yield Micro("call")
         return
     if mnemonic.startswith(("push", "pop")):
@@ -62,9 +64,12 @@ def _read(mnemonic: str, text: str, operands: list[Operand], frame: frozenset[st
         return
     is_store = isinstance(last, Memory) and len(operands) > 1 and op in ("mov", "op")
     for operand in operands:
-        if isinstance(operand, Memory):
-            direction = "st" if is_store else "ld"
-            yield access(operand, _width(mnemonic), direction, frame, dest="" if is_store else dest)
+        if isinstance(operand, Memory) and is_store:
+            first = operands[0]
+            stored = first if not isinstance(first, Memory) else ""
+            yield access("st", operand, _width(mnemonic), frame, stored=stored)
+        elif isinstance(operand, Memory):
+            yield access("ld", operand, _width(mnemonic), frame, dest=dest if op == "mov" else _LOADED)
     yield from _computed(mnemonic, op, operands, dest)
 
 
@@ -92,7 +97,7 @@ def _computed(mnemonic: str, op: str, operands: list[Operand], dest: str) -> Ite
             return
     if mnemonic.startswith("test"):
         op = "and"
-    reads = [o for o in operands if not isinstance(o, Memory)]
+    reads = [_LOADED if isinstance(o, Memory) else o for o in operands]
     if mnemonic.startswith("sub") and isinstance(first, int):
         reads = [-first, *reads[1:]]
     if op == "mov":
@@ -112,6 +117,7 @@ _READER = Reader(
     _read,
     _operand,
     arguments=("di", "si", "d", "c", "r8", "r9"),
+    result="a",
     saved=frozenset(("b", "bp", "r12", "r13", "r14", "r15")),
     frame=frozenset({"sp"}),
 )
