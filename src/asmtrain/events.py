@@ -34,6 +34,7 @@ NUM_WORDS = 1 << 15
 _LONGEST_LINE = 256
 """What is behind is not read: no instruction is so long, and patterns over it would take long."""
 
+_RETURNS = frozenset(("ret", "retq", "jr ra"))
 _ENDS = frozenset(("b", "br", "jmp", "j", "jr", "tail", "ret", "retq"))
 """Mnemonics behind which a function does not go on at the next line."""
 
@@ -73,10 +74,12 @@ def events(view: str) -> list[str]:
                 constants = dict(fixed)
             elif micro.is_stateful:
                 words += _follow(micro, constants)
+        if line in _RETURNS:
+            words += origins.leave(constants)
         if target[:1] == "L":
             origins.jump(target)
         falls_through = line.partition(" ")[0] not in _ENDS
-    return words + _counts(counts)
+    return [*words, f"params={origins.num_parameters}", *_counts(counts)]
 
 
 def _fixed(lifted: Sequence[Sequence[Micro]], reader: Reader) -> Constants:

@@ -34,6 +34,9 @@ class Origin(NamedTuple):
         return f"{self.path}+{self.added}" if self.added else self.path
 
 
+_ADDRESSES = {"frame": Origin("f"), "symbol": Origin("g")}
+
+
 class Origins:
     """What is known at a line."""
 
@@ -42,6 +45,7 @@ class Origins:
         self._held: dict[Place, Origin] = {
             name: Origin(f"p{at}") for at, name in enumerate(reader.arguments)
         }
+        self.num_parameters = 0
         self._at_label: dict[str, dict[Place, Origin]] = {}
 
     def jump(self, label: str) -> None:
@@ -59,11 +63,25 @@ class Origins:
             return self._call(constants)
         if micro.op in ("ld", "st"):
             return self._access(micro, constants)
+        if micro.op in _ADDRESSES:
+            self._put(micro.dest, _ADDRESSES[micro.op])
+            return []
         held = [self._held[source] for source in micro.sources if source in self._held]
         words = self._used(micro, held, constants) if held and micro.op != "mov" else []
+        for origin in held if words else []:
+            self._read(origin)
         if micro.dest:
             self._put(micro.dest, self._result(micro, held))
         return words
+
+    def leave(self, constants: dict[str, int]) -> list[str]:
+        """What a return gives back."""
+        value = self._told(self._reader.result, constants)
+        return [] if value is None else [f"ret={value}"]
+
+    def _read(self, origin: Origin) -> None:
+        if origin.path[0] == "p":
+            self.num_parameters = max(self.num_parameters, int(origin.path[1]) + 1)
 
     def _put(self, place: Place, origin: Origin | None) -> None:
         if origin is None or len(origin.path) > _LONGEST_PATH:
@@ -75,6 +93,8 @@ class Origins:
         if not held:
             return None
         if micro.op == "mov" and micro.value is None:
+            return held[0]
+        if "SYM" in micro.sources:
             return held[0]
         if micro.op == "add" and micro.value is not None:
             return held[0]._replace(added=held[0].added + micro.value) if len(micro.sources) == 1 else None
@@ -100,10 +120,11 @@ class Origins:
             else:
                 self._put(place, self._held.get(micro.stored))
             return []
-        base = self._held.get(memory.base)
+        base = _ADDRESSES["symbol"] if memory.is_symbol else self._held.get(memory.base)
         if base is None:
             self._put(micro.dest, None)
             return []
+        self._read(base)
         path = base.path + ("[]" if memory.scale else "")
         at = base.added + memory.offset
         words = [f"{path}@{at}", f"{micro.op}{path}@{at}.{micro.width}"]
@@ -122,6 +143,7 @@ class Origins:
 
     def _call(self, constants: dict[str, int]) -> list[str]:
         told = [self._told(name, constants) for name in self._reader.arguments]
+        told = [value if value != f"p{at}" or at < 2 else None for at, value in enumerate(told)]
         words = [f"arg{at}={value}" for at, value in enumerate(told) if value and value[0] != "#"]
         words += [
             f"arg{at}={told[at]},{told[at + 1]}" for at in range(len(told) - 1) if told[at] and told[at + 1]

@@ -11,6 +11,7 @@ from asmtrain.lifting.micro import (
     Operand,
     Reader,
     access,
+    address,
     bit,
     computed,
     number_in,
@@ -66,11 +67,12 @@ def _read(mnemonic: str, text: str, operands: list[Operand], frame: frozenset[st
     elif mnemonic in ("tbz", "tbnz"):
         yield computed("and", [bit(number) for number in operands[1:2] if isinstance(number, int)])
     elif mnemonic in ("adr", "adrp"):
-        yield Micro("op", ("symbol",), dest)
+        yield address("symbol", dest)
     elif mnemonic.startswith("b") and mnemonic not in _BIT_FIELDS and not mnemonic.startswith("bic"):
         return
     elif "sp" in operands[:2] or (len(operands) > 1 and operands[1] in frame):
-        yield Micro("op", ("frame",) if dest != "sp" else (), dest)
+        if dest != "sp":
+            yield address("frame", dest)
     elif mnemonic in _BIT_FIELDS:
         yield from _bit_field(operands, dest)
     else:

@@ -26,7 +26,8 @@ class Micro:
     """One micro-operation."""
 
     op: str
-    """`mov`, `add`, `mul`, `div`, `and`, `or`, `xor`, `shl`, `shr`, `cmp`, `call`, `ld`, `st`, or `op` for others."""
+    """`mov`, `add`, `mul`, `div`, `and`, `or`, `xor`, `shl`, `shr`, `cmp`, `call`, `ld`, `st`,
+    `frame` and `symbol` for their addresses, or `op` for others."""
     words: tuple[str, ...] = ()
     dest: str = ""
     """Register that it writes; empty for none."""
@@ -37,7 +38,7 @@ class Micro:
     shift: int | None = None
     """Of a number that is inserted into `dest` (movk)."""
     memory: Memory | None = None
-    """Where `ld` and `st` reach, if not a symbol's."""
+    """Where `ld` and `st` reach."""
     width: int = 0
     """Bytes that they move."""
     stored: str = ""
@@ -128,9 +129,14 @@ def access(
     op: str, memory: Memory, width: int, frame: frozenset[str], *, dest: str = "", stored: Operand = ""
 ) -> Micro:
     """A load or store."""
-    where = None if memory.is_symbol or not memory.base else memory
+    where = Memory("SYM", 0, memory.scale, True) if memory.is_symbol else memory if memory.base else None
     what = f"#{stored}" if isinstance(stored, int) else str(stored)
     return Micro(op, _words(op, memory, width, frame), dest, memory=where, width=width, stored=what)
+
+
+def address(of: str, dest: str) -> Micro:
+    """The address of a `symbol` or of something in the `frame`."""
+    return Micro(of, (of,), dest)
 
 
 def _words(op: str, memory: Memory, width: int, frame: frozenset[str]) -> tuple[str, ...]:

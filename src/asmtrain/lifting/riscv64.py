@@ -11,6 +11,7 @@ from asmtrain.lifting.micro import (
     Operand,
     Reader,
     access,
+    address,
     computed,
     number_in,
     operation_of,
@@ -44,13 +45,13 @@ def _read(mnemonic: str, text: str, operands: list[Operand], frame: frozenset[st
     if mnemonic in ("j", "jr", "ret") or dest == "sp":
         return
     if mnemonic in ("la", "lla", "auipc") or "SYM" in text:
-        yield Micro("op", ("symbol",), dest)
+        yield address("symbol", dest)
     elif mnemonic in _JUMPS or mnemonic in ("seqz", "snez"):
         yield computed("cmp", [dest, 0], dest=dest if mnemonic.startswith("s") else "")
     elif mnemonic.startswith("b") and len(operands) == 3:
         yield computed("cmp", operands[:2])
     elif len(operands) > 1 and operands[1] in frame:
-        yield Micro("op", ("frame",), dest)
+        yield address("frame", dest)
     elif mnemonic == "lui" and len(operands) > 1 and isinstance(operands[1], int):
         yield computed("mov", [signed((operands[1] << 12) & 0xFFFFFFFF)], dest=dest)
     else:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 
-from asmtrain.lifting.micro import Memory, Micro, Operand, Reader, access, computed, number_in, operation_of
+from asmtrain.lifting.micro import Memory, Micro, Operand, Reader, access, address, computed, number_in, operation_of
 
 _MEMORY = re.compile(r"\*?(?:%\ws:)?([^(]*)\(([^)]*)\)")
 _WIDTHS = {"b": 1, "w": 2, "l": 4, "q": 8}
@@ -76,9 +76,9 @@ def _read(mnemonic: str, text: str, operands: list[Operand], frame: frozenset[st
 def _address(memory: Operand, dest: str, frame: frozenset[str]) -> Iterator[Micro]:
     """`lea` computes: an address in the frame or of a symbol, or a sum."""
     if not isinstance(memory, Memory) or memory.base in frame:
-        yield Micro("op", ("frame",), dest)
+        yield address("frame", dest)
     elif memory.is_symbol:
-        yield Micro("op", ("symbol",), dest)
+        yield address("symbol", dest)
     else:
         if memory.scale:
             yield Micro("op", (f"index{memory.scale}",))
