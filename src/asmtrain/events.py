@@ -89,8 +89,10 @@ def _fixed(lifted: Sequence[Sequence[Micro]], reader: Reader) -> Constants:
     """
     known: Constants = {}
     written: set[str] = set()
-    for micro in (micro for micros in lifted for micro in micros if micro.dest):
-        if micro.dest in reader.saved and micro.words == ("frame",):
+    for micro in (micro for micros in lifted for micro in micros):
+        if micro.op == "call":
+            known.pop(reader.result, None)
+        if not micro.dest or (micro.dest in reader.saved and micro.words == ("frame",)):
             continue
         goes_on = micro.shift is not None or micro.dest in micro.sources  # movk; addi after lui
         value = micro.result(known) if goes_on or micro.dest not in written else None
