@@ -151,6 +151,19 @@ def view_sha256(text: str, isa: str) -> str:
     return hashlib.sha256(view(text, isa).encode()).hexdigest()
 
 
+_NUMBER = re.compile(r"(?<![\w.])-?(?:0x[0-9a-f]+|\d+(?:\.\d+)?(?:e[-+]?\d+)?)(?![\w.])")
+
+
+def constants(view_text: str) -> list[str]:
+    """The numbers of a view, offsets included, in order."""
+    return _NUMBER.findall(view_text)
+
+
+def masked(view_text: str) -> str:
+    """A view with `N` in place of every number."""
+    return _NUMBER.sub("N", view_text)
+
+
 def line_numbers(text: str, isa: str) -> list[tuple[int, int]]:
     """File number and line of each instruction of `clean(text)`, from the `.loc` lines that -g1 gives.
 

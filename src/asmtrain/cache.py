@@ -25,13 +25,13 @@ from tokenizers import Tokenizer
 from asmtrain.config import DataConfig
 from asmtrain.examples import EXAMPLE_TASKS, encode, examples
 from asmtrain.packing import IntArray
-from asmtrain.tokens import documents
+from asmtrain.tokens import Document, documents
 from asmtrain.watch import beat
 from corpus_builder.errors import EmptyCorpus
 from corpus_builder.record import FunctionRecord
 from corpus_builder.shards import atomic_output, load_index, read_shard
 
-_SCHEMA_VERSION = 3
+_SCHEMA_VERSION = 4
 _DOCUMENTS_AT_ONCE = 1024
 
 
@@ -145,14 +145,13 @@ def build_cache(
 
 def document_texts(data: DataConfig, split: str) -> Iterator[str]:
     """The assembly of the documents of `build_cache`'s arrays, in their order; raises as it does."""
-    assert data.task == "completion" or data.task == "retrieval" or data.task == "events"
     parts = _parts(data, split)
     selected = _selection(parts, data.max_functions)
     for part in parts:
         own = selected[part.first_function : part.first_function + part.num_functions]
         for record, is_used in zip(read_shard(part.shard), own, strict=True):
             if is_used:
-                yield from (item.assembly for item in documents(record, data.task, data.variants))
+                yield from (item.assembly for item in _shown(record, data))
 
 
 def estimate_tokens(data: DataConfig, split: str, tokenizer: Any, *, num_functions: int = 64) -> float:
@@ -281,15 +280,18 @@ def _encode(
 
 def _documents(records: Iterator[FunctionRecord], data: DataConfig, tokenizer: Any) -> Iterator[_Entry]:
     encoder = _encoder(tokenizer)
-    assert data.task == "completion" or data.task == "retrieval" or data.task == "events"
-    task = data.task
-    texts = (document for record in records for document in documents(record, task, data.variants))
+    texts = (document for record in records for document in _shown(record, data))
     while batch := list(itertools.islice(texts, _DOCUMENTS_AT_ONCE)):
         encoded = encoder.encode_batch_fast([document.text for document in batch])
         for item, document in zip(encoded, batch, strict=True):
             yield _Entry(
                 item.ids, document.key, document.variant, document.body_sha256, project=document.project
             )
+
+
+def _shown(record: FunctionRecord, data: DataConfig) -> Iterator[Document]:
+    assert data.task == "completion" or data.task == "retrieval" or data.task == "events"
+    return documents(record, data.task, data.variants, hide_numbers=data.hide_numbers)
 
 
 def _examples(records: Iterator[FunctionRecord], data: DataConfig, tokenizer: Any) -> Iterator[_Entry]:

@@ -133,6 +133,9 @@ class DataConfig(ConfigModel):
     """Use this many functions of the split, evenly spread; all without it."""
     variants: tuple[str, ...] = ("*",)
     """Globs over variant names, such as `aarch64.*.o2`."""
+    hide_numbers: bool = False
+    """Show `N` for every number (`retrieval` and `events`), as the lane `masked` does: what is left is
+    learnt better beside texts that show them."""
     answers: tuple[str, ...] = ("*",)
     """Globs over the variants that `transpile` and `recompile` ask for, among `variants`."""
     prompt: Literal["plain", "chat"] = "plain"
@@ -142,6 +145,8 @@ class DataConfig(ConfigModel):
     def _fits_task(self) -> "DataConfig":
         if self.prompt == "chat" and self.task not in get_args(ExampleTask):
             raise ValueError(f"`prompt: chat` needs a task with an answer, which {self.task!r} has not")
+        if self.hide_numbers and self.task not in ("retrieval", "events"):
+            raise ValueError(f"`hide_numbers` is for retrieval and events; {self.task!r} shows all")
         if self.answers != ("*",) and self.task not in ("transpile", "recompile"):
             raise ValueError(
                 f"`answers` is for transpile and recompile; choose {self.task!r}'s by `variants`"

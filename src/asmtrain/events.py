@@ -10,13 +10,13 @@ constants that it hands to calls do so less. The words:
     @16  @16.4  st@16.4    access to memory that is not the frame's: offset; with width; with its direction
     arg1=5  args:1=5,2=0   constants that argument registers hold at a call, one by one and together
     index4  frame  symbol  a scaled index; an access to the frame, whose offsets are left out; an address
+    p0@8=#0  arg1=p2  ..   what is done with parameters and what they lead to (`origins`)
     calls=3  loops=1       counts; `calls~5`, `blocks~7`, `size~9` are logarithmic ones, each told twice so
                            that neighbours share a word
 
 Constants are followed through registers inside a basic block, and through the function where a register holds
 nothing else, so `movz`/`movk`, `lui`/`addi` and a compare with a loaded constant read as x86-64's single
-instruction does. Pure. Cost: about 170,000 instructions a
-second on one core, since most lines have been seen before.
+instruction does. Pure. Cost: COST.
 """
 
 from collections import Counter
@@ -28,6 +28,8 @@ from zlib import crc32
 from asmtrain.lifting import Micro, Reader, lift, reader_of
 from asmtrain.origins import Origins
 
+EVENTS = "events.2"
+"""What the config of a model that reads events says (`reads`): another number, other words."""
 NUM_WORDS = 1 << 15
 """Words that `event_text` can write; events share them by hash."""
 
@@ -47,39 +49,56 @@ def events(view: str) -> list[str]:
     reader = reader_of(view)
     lines = [line[:_LONGEST_LINE] for line in view.splitlines()]
     lifted = [() if line.endswith(":") else lift(reader, line) for line in lines]
-    fixed = _fixed(lifted, reader)
+    state = _State(reader, _fixed(lifted, reader))
     words: list[str] = []
-    constants = dict(fixed)
-    counts = dict.fromkeys(("calls", "loops", "blocks", "size"), 0)
-    origins = Origins(reader)
-    falls_through = True
-    labels: set[str] = set()
     for line, micros in zip(lines, lifted, strict=True):
-        if not micros:
-            labels.add(line[:-1])
-            origins.arrive(line[:-1], falls_through=falls_through)
-            falls_through = True
-            constants = dict(fixed)  # other paths lead here
-            counts["blocks"] += 1
-            continue
-        counts["size"] += 1
-        target = line[line.rfind(" ") + 1 :]
-        counts["loops"] += target in labels
-        for micro in micros:
-            words += micro.words
-            words += origins.follow(micro, constants)
-            if micro.op == "call":
-                counts["calls"] += 1
-                words += _arguments(constants, reader.arguments)
-                constants = dict(fixed)
-            elif micro.is_stateful:
-                words += _follow(micro, constants)
+        if micros:
+            words += state.line(line, micros)
+        else:
+            state.label(line[:-1])
+    return [*words, f"params={state.origins.num_parameters}", *_counts(state.counts)]
+
+
+class _State:
+    """What is known at a line, and what was counted before."""
+
+    def __init__(self, reader: Reader, fixed: Constants) -> None:
+        self.origins = Origins(reader)
+        self.counts = dict.fromkeys(("calls", "loops", "blocks", "size"), 0)
+        self._reader, self._fixed, self._constants = reader, fixed, dict(fixed)
+        self._labels: set[str] = set()
+        self._falls_through = True
+
+    def label(self, name: str) -> None:
+        """A basic block begins; other paths lead here."""
+        self._labels.add(name)
+        self._constants = dict(self._fixed)
+        self.counts["blocks"] += 1
+        self.origins.arrive(name, falls_through=self._falls_through)
+        self._falls_through = True
+
+    def line(self, line: str, micros: Sequence[Micro]) -> list[str]:
+        """The words of an instruction."""
+        mnemonic, target = line.partition(" ")[0], line[line.rfind(" ") + 1 :]
+        self.counts["size"] += 1
+        self.counts["loops"] += target in self._labels
+        words = [word for micro in micros for word in self._micro(micro)]
         if line in _RETURNS:
-            words += origins.leave(constants)
+            words += self.origins.leave(self._constants)
         if target[:1] == "L":
-            origins.jump(target)
-        falls_through = line.partition(" ")[0] not in _ENDS
-    return [*words, f"params={origins.num_parameters}", *_counts(counts)]
+            self.origins.jump(target)
+        self._falls_through = mnemonic not in _ENDS
+        return words
+
+    def _micro(self, micro: Micro) -> list[str]:
+        words = [*micro.words, *self.origins.follow(micro, self._constants)]
+        if micro.op == "call":
+            self.counts["calls"] += 1
+            words += _arguments(self._constants, self._reader.arguments)
+            self._constants = dict(self._fixed)
+        elif micro.is_stateful:
+            words += _follow(micro, self._constants)
+        return words
 
 
 def _fixed(lifted: Sequence[Sequence[Micro]], reader: Reader) -> Constants:

@@ -23,6 +23,7 @@ from asmtrain.embedding import EmbeddingHead
 from asmtrain.encoder import identity
 from asmtrain.engine import Engine, accumulation, ranks_per_row
 from asmtrain.errors import CheckpointError, ConfigError, ModelError
+from asmtrain.events import EVENTS
 from asmtrain.examples import check_chat_template, tokenizer_texts
 from asmtrain.mixture import Part, mixture
 from asmtrain.model import (
@@ -174,7 +175,7 @@ def _write_new_model(config: TrainConfig, folder: Path) -> None:
     positions = max(stage.context for stage in config.stages)
     architecture = llama_config(config.model.shape, max_positions=positions, **ids)
     if config.reads_events:
-        architecture.reads = "events"
+        architecture.reads = EVENTS
     model = new_model(architecture, dtype=config.model.dtype, seed=config.seed)
     write_weights(folder, model, dict(model.named_parameters()))
 

@@ -24,8 +24,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from asmtrain.config import DocumentTask
 from asmtrain.errors import ModelError
-from asmtrain.events import NUM_WORDS, event_text
-from corpus_builder.asm import clean, view
+from asmtrain.events import EVENTS, NUM_WORDS, event_text
+from corpus_builder.asm import clean, masked, view
 from corpus_builder.record import FunctionRecord, Variant
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
@@ -55,12 +55,16 @@ class Document:
 
 
 def documents(
-    record: FunctionRecord, task: DocumentTask, variants: Sequence[str] = ("*",)
+    record: FunctionRecord,
+    task: DocumentTask,
+    variants: Sequence[str] = ("*",),
+    *,
+    hide_numbers: bool = False,
 ) -> Iterator[Document]:
     """A record's documents, in the order of variant names; those whose text an earlier one has are left out.
 
-    `completion` shows clean assembly, `retrieval` what a stripped binary shows, `events` what that does;
-    `variants` are globs.
+    `completion` shows clean assembly, `retrieval` what a stripped binary shows, `events` what that does, the
+    last two without numbers if those are to be hidden; `variants` are globs.
     """
     seen = set()
     for name in sorted(record.assembly):
@@ -70,6 +74,7 @@ def documents(
             continue
         write = clean if task == "completion" else view
         assembly = write(record.assembly[name], Variant.parse(name).isa)
+        assembly = masked(assembly) if hide_numbers else assembly
         text = as_read(assembly, task)
         if text not in seen:
             seen |= {text, body}
@@ -77,8 +82,18 @@ def documents(
 
 
 def task_of(config: Any) -> str:
-    """The task whose texts a model reads, by its config: `events`, or views as they are."""
-    return str(getattr(config, "reads", "retrieval"))
+    """The task whose texts a model reads, by its config: `events`, or views as they are.
+
+    Raises:
+        ModelError: it reads events that are told in another version's words.
+    """
+    reads = str(getattr(config, "reads", "retrieval"))
+    if reads.startswith("events") and reads != EVENTS:
+        raise ModelError(
+            f"the model reads {reads!r}, and this version of asmtrain tells {EVENTS!r}",
+            remedy="train and export it again, or use the version that made it",
+        )
+    return reads.partition(".")[0]
 
 
 def as_read(view_text: str, task: str) -> str:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from asmtrain.errors import ModelError
 from asmtrain.tasks import bag, baselines, contenders, features, minhash, pools, retrieval, views
+from corpus_builder import asm
 from corpus_builder.asm import split_functions, view
 from corpus_builder.shards import load_index, read_split, write_index
 
@@ -40,10 +41,10 @@ def test_numbers_are_those_of_the_text() -> None:
         "distinct_constants": 3,
     }  # fmt: skip
     assert features.opcodes(VIEW) == ["movl", "cmpb", "jne", "call", "movq", "ret"]
-    assert features.constants(VIEW) == ["-22", "3", "16"]
-    assert features.masked(VIEW).startswith("movl $N, %eax\ncmpb $N, N(%rdi)\njne L0\n")
-    assert features.constants(features.masked(VIEW)) == []
-    assert features.constants("fmov d0, 1.5\nadd x0, x1, 0x10\nldr q0, [x2]\n") == ["1.5", "0x10"]
+    assert asm.constants(VIEW) == ["-22", "3", "16"]
+    assert asm.masked(VIEW).startswith("movl $N, %eax\ncmpb $N, N(%rdi)\njne L0\n")
+    assert asm.constants(asm.masked(VIEW)) == []
+    assert asm.constants("fmov d0, 1.5\nadd x0, x1, 0x10\nldr q0, [x2]\n") == ["1.5", "0x10"]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def test_views_hide_and_show_what_they_say(tiny_corpus: Path) -> None:
             isa = variant.partition(".")[0]
             plain = view(assembly, isa)
             assert views.text_of(assembly, isa, "default") == plain
-            assert views.text_of(assembly, isa, "masked") == features.masked(plain)
+            assert views.text_of(assembly, isa, "masked") == asm.masked(plain)
             named = views.text_of(assembly, isa, "imports", imports)
             assert named.replace("helper", "CALL") == plain
             assert ("helper" in named) == record.meta.name.startswith("pick")

@@ -4,7 +4,17 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 
-from asmtrain.lifting.micro import Memory, Micro, Operand, Reader, access, address, computed, number_in, operation_of
+from asmtrain.lifting.micro import (
+    Memory,
+    Micro,
+    Operand,
+    Reader,
+    access,
+    address,
+    computed,
+    number_in,
+    operation_of,
+)
 
 _MEMORY = re.compile(r"\*?(?:%\ws:)?([^(]*)\(([^)]*)\)")
 _WIDTHS = {"b": 1, "w": 2, "l": 4, "q": 8}

@@ -30,8 +30,9 @@ from asmtrain.encoder import Vectors
 from asmtrain.losses import info_nce
 from asmtrain.pairs import body_clusters
 from asmtrain.tasks.contenders import Contender, Progress
-from asmtrain.tasks.features import constants, instructions
+from asmtrain.tasks.features import instructions
 from asmtrain.tasks.views import import_names, sha256_of, text_of
+from corpus_builder.asm import constants
 from corpus_builder.errors import EmptyCorpus
 from corpus_builder.record import FunctionRecord, Variant
 from corpus_builder.shards import atomic_output, load_index, read_split

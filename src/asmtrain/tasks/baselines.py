@@ -24,8 +24,9 @@ from scipy.sparse import csr_matrix, vstack
 from sklearn.feature_extraction.text import TfidfTransformer
 
 from asmtrain.tasks import minhash
-from asmtrain.tasks.features import NUMERIC, constants, numbers, opcodes
+from asmtrain.tasks.features import NUMERIC, numbers, opcodes
 from asmtrain.tasks.pools import Floats, Similarity
+from corpus_builder.asm import constants
 
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "length": ("numbers",),

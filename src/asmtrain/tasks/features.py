@@ -8,6 +8,8 @@ import re
 from functools import lru_cache
 from typing import Literal
 
+from corpus_builder.asm import constants
+
 NUMERIC = (
     *("instructions", "blocks", "calls", "jumps", "branches", "returns", "compares", "moves"),
     *("arithmetic", "logic", "memory", "symbols", "constants", "distinct_constants"),
@@ -16,7 +18,6 @@ NUMERIC = (
 
 Kind = Literal["calls", "jumps", "branches", "returns", "compares", "moves", "arithmetic", "logic", "other"]
 
-_CONSTANT = re.compile(r"(?<![\w.])-?(?:0x[0-9a-f]+|\d+(?:\.\d+)?(?:e[-+]?\d+)?)(?![\w.])")
 _KINDS: dict[Kind, re.Pattern[str]] = {
     "calls": re.compile(r"(?:bl|blr|call\w*|jalr?)$"),
     "returns": re.compile(r"ret\w*$"),
@@ -47,16 +48,6 @@ def instructions(view: str) -> list[str]:
 def opcodes(view: str) -> list[str]:
     """The mnemonics of a view, in order."""
     return [line.split(" ", 1)[0] for line in instructions(view)]
-
-
-def constants(view: str) -> list[str]:
-    """The numbers of a view, offsets included, in order."""
-    return _CONSTANT.findall(view)
-
-
-def masked(view: str) -> str:
-    """A view with `N` in place of every number."""
-    return _CONSTANT.sub("N", view)
 
 
 def num_blocks(view: str) -> int:

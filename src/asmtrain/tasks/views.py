@@ -9,9 +9,9 @@ import hashlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from asmtrain.tasks.features import instructions, masked
+from asmtrain.tasks.features import instructions
 from asmtrain.tasks.pools import Body, Function
-from corpus_builder.asm import clean, view
+from corpus_builder.asm import clean, masked, view
 from corpus_builder.record import FunctionRecord, Variant
 from corpus_builder.shards import load_index, read_shard
 
