@@ -80,7 +80,8 @@ def load_encoder(folder: Path, *, dim: int | None = None) -> Encoder:
     `dim` cuts vectors to their first numbers, made unit ones again: what `matryoshka` trains them for.
 
     Raises:
-        ModelError: the folder is no whole embedding export, or its vectors are shorter than `dim`.
+        ModelError: the folder is no whole embedding export, its vectors are shorter than `dim`, or it reads
+            events in the words of another version.
     """
     settings = _settings(folder)
     disable_progress_bar()  # loading is quick; the bars that matter are the callers'
@@ -89,6 +90,7 @@ def load_encoder(folder: Path, *, dim: int | None = None) -> Encoder:
         weight = load_file(folder / settings["dense"] / "model.safetensors")["linear.weight"]
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise _unusable(folder, str(error).splitlines()[0]) from None
+    task_of(backbone.config)  # refuses words of another version
     sha256 = identity(folder)
     if dim is not None and dim != settings["dim"]:
         weight, sha256 = _cut(weight, dim, settings), hashlib.sha256(f"{dim} {sha256}".encode()).hexdigest()

@@ -85,7 +85,7 @@ class _State:
         words = [word for micro in micros for word in self._micro(micro)]
         if line in _RETURNS:
             words += self.origins.leave(self._constants)
-        if target[:1] == "L":
+        if target[:1] == "L" and target not in self._labels:
             self.origins.jump(target)
         self._falls_through = mnemonic not in _ENDS
         return words

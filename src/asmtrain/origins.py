@@ -9,7 +9,7 @@ handed on, by paths that compilers keep however they assign registers:
     p1@8=c  p1@8=#0         what is stored there
     cmp p1#5  add p1.8#1    what is done with it
     arg0=p1  arg0=p1,#5     what is handed to a call; with what the next argument is
-    ret=c  params=2         what is given back; how many parameters are read
+    ret=c  params=2         what is given back; how many parameters are worked with
 
 The text is followed line by line: a label behind a jump takes what was known where it was first jumped to,
 and any other goes on from the line before. No fixed point: a wrong path is one odd word among many.
@@ -24,8 +24,8 @@ from asmtrain.lifting import Micro, Reader
 _LONGEST_PATH = 20
 """Characters; longer paths are not followed."""
 
-_MOST_PLACES = 512
-"""That are followed at a time: what is known is copied at every jump."""
+_MOST_PLACES, _MOST_LABELS = 512, 1024
+"""That are followed at a time: what is known is copied at every jump to a label that is still to come."""
 
 Place: TypeAlias = "str | tuple[str, int]"
 """A register, or a base register of the frame and an offset."""
@@ -49,19 +49,21 @@ class Origins:
 
     def __init__(self, reader: Reader) -> None:
         self.num_parameters = 0
-        """Up to the last one that was read."""
+        """Up to the last one that is compared, computed with or read through: more than handed on."""
         self._reader = reader
         self._held: dict[Place, Origin] = {name: Origin(f"p{at}") for at, name in enumerate(reader.arguments)}
         self._at_label: dict[str, dict[Place, Origin]] = {}
 
     def jump(self, label: str) -> None:
-        """A line may go on at a label."""
-        self._at_label.setdefault(label, dict(self._held))
+        """A line may go on at a label further down."""
+        if label not in self._at_label and len(self._at_label) < _MOST_LABELS:
+            self._at_label[label] = dict(self._held)
 
     def arrive(self, label: str, *, falls_through: bool) -> None:
         """A label begins; `falls_through` says whether the line before may go on here."""
-        if not falls_through and label in self._at_label:
-            self._held = self._at_label[label]
+        known = self._at_label.pop(label, None)
+        if known is not None and not falls_through:
+            self._held = known
 
     def follow(self, micro: Micro, constants: Mapping[str, int]) -> list[str]:
         """What a micro-operation does with what is known; notes what it leaves."""

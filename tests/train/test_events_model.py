@@ -1,5 +1,7 @@
 """A model that reads events: trained on real ranks, exported, distilled; and the one that is shipped."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from asmtrain import export
 from asmtrain.config import load_train_config
 from asmtrain.encoder import default_model, embed_texts, load_encoder
-from asmtrain.errors import ConfigError
+from asmtrain.errors import ConfigError, ModelError
 from asmtrain.events import NUM_WORDS, event_text
 from ranks import finish_ranks, start_ranks
 
@@ -69,6 +71,14 @@ def test_it_trains_and_is_exported_and_teaches(tiny_corpus: Path, tmp_path: Path
         tmp_path / "small", tiny_corpus, hidden=8, dim=8, distill={"teacher": str(folder), "weight": 0.9}
     )
     assert embed_texts(load_encoder(trained(taught)), VIEWS).shape == (3, 8)
+
+
+def test_a_model_of_other_events_is_refused(tmp_path: Path) -> None:
+    folder = shutil.copytree(default_model(), tmp_path / "older")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"reads": "events"}))
+    with pytest.raises(ModelError, match="reads 'events'"):
+        load_encoder(folder)
 
 
 def test_the_shipped_model_finds_a_function_on_another_instruction_set() -> None:

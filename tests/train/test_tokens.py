@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from asmtrain.errors import ModelError
 from asmtrain.tokens import documents, load_tokenizer, train_tokenizer
-from corpus_builder.asm import clean, num_instructions, view
+from corpus_builder.asm import clean, constants, masked, num_instructions, view
 from corpus_builder.shards import read_split
 
 TASKS = ("completion", "retrieval")
@@ -44,6 +44,16 @@ def test_documents_follow_the_globs(tiny_corpus: Path) -> None:
     found = {item.variant for item in documents(record, "retrieval", ("*.gcc.o0", "*.o2"))}
     assert found
     assert all(name.endswith((".gcc.o0", ".o2")) for name in found)
+
+
+def test_numbers_can_be_hidden(tiny_corpus: Path) -> None:
+    record = next(read_split(tiny_corpus, "train"))
+    shown, hidden = (list(documents(record, "retrieval", hide_numbers=hide)) for hide in (False, True))
+    assert any(constants(item.text) for item in shown)
+    assert not any(constants(item.text) for item in hidden)
+    assert {item.text for item in hidden} == {masked(item.text) for item in shown}
+    events = [list(documents(record, "events", hide_numbers=hide)) for hide in (False, True)]
+    assert {item.text for item in events[0]} != {item.text for item in events[1]}
 
 
 def test_lossless_on_both_forms_and_on_raw_compiler_output(tiny_corpus: Path, tiny_tokenizer: Any) -> None:

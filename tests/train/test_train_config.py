@@ -132,6 +132,7 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_key() -> None:
         (("stages.lora.data.0.task=c_to_asm",), "objective 'causal_lm' takes .* got 'c_to_asm'"),
         (("stages.lora.data.0.prompt=chat",), "a task with an answer, which 'completion' has not"),
         (("stages.lora.data.0.answers=[x]",), "for transpile and recompile"),
+        (("stages.lora.data.0.hide_numbers=true",), "for retrieval and events; 'completion' shows all"),
         (("model.chat_template=missing.jinja",), "nor a file that can be read"),
         (
             ("stages.lora.objective=sft", "stages.lora.data.0={corpus: c, task: asm_to_c, prompt: chat}"),
