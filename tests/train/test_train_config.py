@@ -24,6 +24,7 @@ RANKS = {
     "experiment-base": 2,
     "experiment": 2,
     "embed-cpu": 2,
+    "embed-encoder": 2,
     "embed-gpu": 1,
     "codellama-7b": 8,
 }
