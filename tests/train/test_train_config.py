@@ -25,6 +25,7 @@ RANKS = {
     "experiment": 2,
     "embed-cpu": 2,
     "embed-encoder": 2,
+    "embed-small": 2,
     "embed-gpu": 1,
     "codellama-7b": 8,
 }
