@@ -64,3 +64,9 @@ def exported_run(tiny_tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Pa
     run = make_run(tmp_path_factory.mktemp("run"), tiny_tokenizer)
     assert export.run(run, options=export.Options(probe=True)) == 0
     return run
+
+
+@pytest.fixture(scope="session")
+def model(exported_run: Path) -> Path:
+    """Its embedding."""
+    return exported_run / "export" / "embedding"

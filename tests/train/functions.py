@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 # One family of functions per template; the constants N and M make each member another function.
 TEMPLATES = {
@@ -44,3 +45,8 @@ def c_functions(project: str, count: int, *, seed: int) -> dict[str, str]:
 def write_unit(path: Path, sources: Mapping[str, str]) -> None:
     """Write the functions into one C file, one a line from line 3 on."""
     path.write_text(PRELUDE + "\n".join(sources.values()) + "\n")
+
+
+def variant_of(record: Any) -> str:
+    """The name of its variant of gcc at O2, of the first instruction set."""
+    return next(name for name in sorted(record.assembly) if name.endswith(".gcc.o2"))

@@ -17,11 +17,6 @@ from functions import c_functions, write_unit
 
 
 @pytest.fixture(scope="module")
-def model(exported_run: Path) -> Path:
-    return exported_run / "export" / "embedding"
-
-
-@pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Assembler text, an object, a stripped library and an archive of the same functions."""
     if shutil.which("gcc") is None:

@@ -24,14 +24,10 @@ from corpus_builder.asm import view
 from corpus_builder.errors import EmptyCorpus
 from corpus_builder.record import Variant
 from corpus_builder.shards import load_index, read_split
+from functions import variant_of
 from runs import make_run
 
 DATA = "data-0"
-
-
-@pytest.fixture(scope="module")
-def model(exported_run: Path) -> Path:
-    return exported_run / "export" / "embedding"
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +50,6 @@ def query(tiny_corpus: Path, tmp_path: Path) -> tuple[Path, Any]:
     path = tmp_path / "query.s"
     path.write_text(record.assembly[variant_of(record)])
     return path, record
-
-
-def variant_of(record: Any) -> str:
-    return next(name for name in sorted(record.assembly) if name.endswith(".gcc.o2"))
 
 
 def text_file(records: list[Any], path: Path) -> Path:

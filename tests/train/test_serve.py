@@ -26,14 +26,10 @@ from asmtrain.serve.app import create_app
 from asmtrain.serve.service import Service
 from corpus_builder import asm
 from corpus_builder.shards import read_split
+from functions import variant_of
 
 LIMIT = 2_000_000
 HOSTILE = '<script>document.title="taken"</script>'
-
-
-@pytest.fixture(scope="module")
-def model(exported_run: Path) -> Path:
-    return exported_run / "export" / "embedding"
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +59,6 @@ def records(tiny_corpus: Path) -> list[Any]:
 
 def text_of(record: Any) -> str:
     return record.assembly[next(name for name in sorted(record.assembly) if name.endswith(".gcc.o2"))]
-
-
-def variant_of(record: Any) -> str:
-    return next(name for name in sorted(record.assembly) if name.endswith(".gcc.o2"))
 
 
 @pytest.fixture(scope="module")
