@@ -32,6 +32,7 @@ from asmtrain.machine.bounds import Function, functions
 from asmtrain.machine.capstones import disassemble
 from asmtrain.machine.disassembly import function_text
 from asmtrain.machine.elf import Elf, read_elf
+from asmtrain.tokens import as_read
 from corpus_builder import asm
 
 
@@ -132,10 +133,16 @@ def steps(files: list[Path], encoder: Encoder) -> dict[str, float]:
     )
     assert sorted(views) == sorted(function.view for file in files for function in functions_in(file))
     bodies = list(dict.fromkeys(views))
-    timed("tokenise", lambda: encoder.tokenizer(bodies, truncation=True, max_length=encoder.max_tokens))
+    timed("tokenise", lambda: tokens(bodies, encoder))
     timed("model", lambda: embed_texts(encoder, bodies))
     spent["model"] -= spent["tokenise"]  # which embed_texts does again
     return spent
+
+
+def tokens(views: list[str], encoder: Encoder) -> Any:
+    """What the model reads of views: their events, if it reads those, as ids."""
+    texts = [as_read(view, encoder.reads) for view in views]
+    return encoder.tokenizer(texts, truncation=True, max_length=encoder.max_tokens)
 
 
 def objdump(files: list[Path]) -> float:

@@ -82,7 +82,11 @@ class _State:
         mnemonic, target = line.partition(" ")[0], line[line.rfind(" ") + 1 :]
         self.counts["size"] += 1
         self.counts["loops"] += target in self._labels
-        words = [word for micro in micros for word in self._micro(micro)]
+        words: list[str] = []
+        for micro in micros:
+            words += micro.words
+            if micro.is_stateful:
+                words += self._state_words(micro)
         if line in _RETURNS:
             words += self.origins.leave(self._constants)
         if target[:1] == "L" and target not in self._labels:
@@ -90,13 +94,14 @@ class _State:
         self._falls_through = mnemonic not in _ENDS
         return words
 
-    def _micro(self, micro: Micro) -> list[str]:
-        words = [*micro.words, *self.origins.follow(micro, self._constants)]
+    def _state_words(self, micro: Micro) -> list[str]:
+        """What depends on the lines before."""
+        words = self.origins.follow(micro, self._constants)
         if micro.op == "call":
             self.counts["calls"] += 1
             words += _arguments(self._constants, self._reader.arguments)
             self._constants = dict(self._fixed)
-        elif micro.is_stateful:
+        elif micro.dest or micro.sources:
             words += _follow(micro, self._constants)
         return words
 

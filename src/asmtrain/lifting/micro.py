@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple, TypeAlias
 
 
@@ -44,10 +44,10 @@ class Micro:
     stored: str = ""
     """Register, or `#` and a number, that `st` writes."""
 
-    @property
+    @cached_property
     def is_stateful(self) -> bool:
-        """Whether it reads or writes a register, whose value `events` follows."""
-        return bool(self.dest or self.sources)
+        """Whether it reads or writes what `events` follows."""
+        return bool(self.dest or self.sources or self.memory or self.op == "call")
 
     def result(self, constants: Mapping[str, int]) -> int | None:
         """What `dest` holds afterwards, where that is known."""
