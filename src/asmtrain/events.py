@@ -16,7 +16,7 @@ constants that it hands to calls do so less. The words:
 
 Constants are followed through registers inside a basic block, and through the function where a register holds
 nothing else, so `movz`/`movk`, `lui`/`addi` and a compare with a loaded constant read as x86-64's single
-instruction does. Pure. Cost: half a millisecond a function (benchmarks/embed_speed.py), as lines are remembered.
+instruction does. Pure. Cost: half a millisecond a function (benchmarks/embed_speed.py); lines are remembered.
 """
 
 from collections import Counter
