@@ -143,6 +143,7 @@ def write_config(options: argparse.Namespace, change: Mapping[str, Any], seed: i
     config = load_train_config(options.config).model_dump(mode="json")
     stage = stage_of(options)
     embedding = stage["embedding"] | change
+    embedding["matryoshka"] = [size for size in embedding["matryoshka"] if size <= embedding["dim"]]
     steps = max(1, options.texts // (embedding["functions_per_step"] * embedding["variants"]))
     data = [{**part, "corpus": str(options.corpus)} for part in stage["data"]]
     optimizer = stage["optimizer"] | {"warmup_steps": steps // 10}
