@@ -24,8 +24,6 @@ results/experiment.json. Shapes: N texts, B of them, T tokens, D hidden size.
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from _commands import BIN, call
 from _saved import save
 from rich import box
 from rich.table import Table
@@ -45,7 +44,6 @@ from asmtrain.tasks import baselines, leaks, probe, retrieval
 from asmtrain.tokens import load_tokenizer
 
 CONFIGS = Path("configs/train")
-BIN = Path(sys.executable).parent
 LANES = ("XO O0O3 aarch64", "XM all")
 POOLS = (128, 1000)
 POOLINGS = ("last", "end", "mean")
@@ -141,11 +139,6 @@ def train(
         call("launch/train.sh", own.resolve())
         call(BIN / "asmtrain", "export", run)
     return run / "export" / "merged"
-
-
-def call(*command: object) -> None:
-    """Run a command, its output on stderr."""
-    subprocess.run([str(part) for part in command], check=True, stdout=sys.stderr)
 
 
 # Vectors.

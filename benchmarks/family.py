@@ -11,13 +11,12 @@ line one JSON object; `--save` keeps it in results/family.json, and its table in
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from _commands import BIN, call
 from _report import markdown, report
 from _saved import save
 
@@ -27,7 +26,6 @@ from asmtrain.tasks import retrieval
 CONFIGS = (Path("configs/train/embed-small.yaml"), Path("configs/train/embed-encoder.yaml"))
 HOME = Path("runs/bench/family")
 PAGE = Path("docs/embedding.md")
-BIN = Path(sys.executable).parent
 TRAINED_ON = Path("runs/debian/corpus")
 ASKED = {
     TRAINED_ON: ("XO O0O3 aarch64", "XA+XO aarch64-x86_64", "XM all"),
@@ -116,11 +114,6 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     headings = ("layers", "width", "MB", "bytes a vector", "steps", "training s", "functions/s")
     return markdown(["model", *headings, *lanes], cells)
-
-
-def call(*command: object) -> None:
-    """Run a command, its output on stderr."""
-    subprocess.run([str(part) for part in command], check=True, stdout=sys.stderr)
 
 
 if __name__ == "__main__":

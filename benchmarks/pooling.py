@@ -9,19 +9,17 @@ object. Needs the demo's corpus; takes about three minutes a pooling on two core
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from _commands import BIN, call
 from rich.console import Console
 from rich.table import Table
 
 from asmtrain.config import load_train_config
 
 POOLINGS = ("mean", "lasttoken", "max")
-BIN = Path(sys.executable).parent
 
 
 def main() -> None:
@@ -72,11 +70,6 @@ def measure(config: Path, pooling: str, steps: int) -> list[dict[str, Any]]:
     return [
         {key: row[key] for key in kept} for row in rows if (row["model"], row["bucket"]) == ("trained", "all")
     ]
-
-
-def call(*command: object) -> None:
-    """Run a command, its output on stderr."""
-    subprocess.run([str(part) for part in command], check=True, stdout=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -16,14 +16,13 @@ import argparse
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import yaml
+from _commands import BIN, call
 from _report import markdown, report
 from _saved import RESULTS, save
 
@@ -46,7 +45,8 @@ LANES = {"xo": "XO O0O3 aarch64", "xm": "XM all"}
 MAX_POOL = 1000
 CUT = 64
 PAGE = Path("docs/embedding.md")
-BIN = Path(sys.executable).parent
+SHOWN = ("embed-cpu", "demo")
+"""Configs whose tables stand there."""
 
 
 def main() -> None:
@@ -65,7 +65,8 @@ def main() -> None:
         kept = RESULTS / "sweep.json"
         others = json.loads(kept.read_bytes())["sweeps"] if kept.exists() else {}
         save("sweep", {"sweeps": others | {options.config.stem: result}})
-        report(PAGE, {f"sweep-{options.config.stem}": table(rows)})
+        if options.config.stem in SHOWN:
+            report(PAGE, {f"sweep-{options.config.stem}": table(rows)})
     print(json.dumps(result))
 
 
@@ -190,11 +191,6 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def span(values: Sequence[float]) -> str:
     """The least and the greatest."""
     return f"{min(values):.3f}-{max(values):.3f}" if values else ""
-
-
-def call(*command: object) -> None:
-    """Run a command, its output on stderr."""
-    subprocess.run([str(part) for part in command], check=True, stdout=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -18,14 +18,13 @@ import argparse
 import itertools
 import json
 import re
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import yaml
+from _commands import BIN, call
 from _saved import save
 from rich import box
 from rich.table import Table
@@ -42,7 +41,6 @@ from corpus_builder.asm import num_instructions
 from corpus_builder.shards import read_split
 
 CONFIG = Path("configs/train/demo.yaml")
-BIN = Path(sys.executable).parent
 LANES = ("XO O0O3 aarch64", "XM all")
 NEW_TOKENS = 1000
 LONG = "llama_long"
@@ -227,11 +225,6 @@ def searched(name: str, config: dict[str, Any], corpus: Path) -> list[dict[str, 
         for row in rows
         if (row["model"], row["bucket"]) == ("trained", "all")
     ]
-
-
-def call(*command: object) -> None:
-    """Run a command, its output on stderr."""
-    subprocess.run([str(part) for part in command], check=True, stdout=sys.stderr)
 
 
 def show(figures: dict[str, dict[str, Any]]) -> None:
