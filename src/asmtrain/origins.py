@@ -76,8 +76,7 @@ class Origins:
             return []
         held = [self._held[source] for source in micro.sources if source in self._held]
         words = self._done(micro, held, constants) if held and micro.op != "mov" else []
-        if micro.dest:
-            self._put(micro.dest, _result(micro, held) if held else None)
+        self._put(micro.dest, _result(micro, held) if held else None)
         return words
 
     def leave(self, constants: Mapping[str, int]) -> list[str]:
@@ -86,6 +85,8 @@ class Origins:
         return [] if value in (None, "p0") else [f"ret={value}"]
 
     def _put(self, place: Place, origin: Origin | None) -> None:
+        if not place:
+            return  # a store, or a load into a register that stays zero
         if origin is None or len(origin.path) > _LONGEST_PATH:
             self._held.pop(place, None)
         elif len(self._held) < _MOST_PLACES or place in self._held:

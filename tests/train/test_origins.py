@@ -6,6 +6,8 @@ import time
 import pytest
 
 from asmtrain.events import events
+from asmtrain.lifting import lift, reader_of
+from asmtrain.origins import Origins
 from corpus_builder import asm
 
 SOURCE = """
@@ -49,6 +51,14 @@ def test_a_path_goes_through_the_frame_and_saved_registers() -> None:
     assert "arg0=p1" in events("str x1, [sp, 8]\nmov x0, 5\nbl CALL\nldr x0, [sp, 8]\nbl CALL\n")
     assert "arg0=p1" in events("mov x19, x1\nbl CALL\nmov x0, x19\nbl CALL\n")
     assert "arg0=p1" not in events("mov x9, x1\nbl CALL\nmov x0, x9\nbl CALL\n"), "a call may change x9"
+
+
+def test_a_load_into_the_zero_register_leaves_nothing() -> None:
+    reader = reader_of("lw zero, 8(a0)\n")
+    origins = Origins(reader)
+    for micro in lift(reader, "lw zero, 8(a0)"):
+        origins.follow(micro, {})
+    assert "" not in origins._held
 
 
 def test_what_was_added_counts_as_offset() -> None:
