@@ -8,6 +8,7 @@ appears whole (renamed into place) or not at all, so a killed build goes on wher
 Cost: clean or view of each function's text (about 3,000 a second), then the tokenizer (parallel).
 """
 
+import functools
 import hashlib
 import itertools
 import json
@@ -22,10 +23,10 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from asmtrain.config import DataConfig
+from asmtrain.config import DataConfig, DocumentTask
 from asmtrain.examples import EXAMPLE_TASKS, encode, examples
 from asmtrain.packing import IntArray
-from asmtrain.tokens import Document, documents
+from asmtrain.tokens import assembly_of, documents
 from asmtrain.watch import beat
 from corpus_builder.errors import EmptyCorpus
 from corpus_builder.record import FunctionRecord
@@ -143,15 +144,25 @@ def build_cache(
     return TokenCache(cache)
 
 
-def document_texts(data: DataConfig, split: str) -> Iterator[str]:
-    """The assembly of the documents of `build_cache`'s arrays, in their order; raises as it does."""
-    parts = _parts(data, split)
-    selected = _selection(parts, data.max_functions)
-    for part in parts:
-        own = selected[part.first_function : part.first_function + part.num_functions]
-        for record, is_used in zip(read_shard(part.shard), own, strict=True):
-            if is_used:
-                yield from (item.assembly for item in _shown(record, data))
+def assemblies(cache: TokenCache, data: DataConfig, split: str) -> Iterator[Callable[[], str]]:
+    """For each document of `build_cache`, in order, what makes its assembly: only what is asked for is made.
+
+    Raises:
+        ShardError: the corpus is missing or damaged.
+    """
+    functions = (cache.documents_of(number) for number in range(cache.num_functions))
+    own = next(functions, None)
+    for part in _parts(data, split):
+        for record in read_shard(part.shard):
+            if own is None:
+                return
+            if record.key == cache.keys[own[0]]:
+                for document in own:
+                    variant = str(cache.variants[document])
+                    yield functools.partial(
+                        assembly_of, record, variant, _task(data), hide_numbers=data.hide_numbers
+                    )
+                own = next(functions, None)
 
 
 def estimate_tokens(data: DataConfig, split: str, tokenizer: Any, *, num_functions: int = 64) -> float:
@@ -280,7 +291,9 @@ def _encode(
 
 def _documents(records: Iterator[FunctionRecord], data: DataConfig, tokenizer: Any) -> Iterator[_Entry]:
     encoder = _encoder(tokenizer)
-    texts = (document for record in records for document in _shown(record, data))
+    texts = itertools.chain.from_iterable(
+        documents(record, _task(data), data.variants, hide_numbers=data.hide_numbers) for record in records
+    )
     while batch := list(itertools.islice(texts, _DOCUMENTS_AT_ONCE)):
         encoded = encoder.encode_batch_fast([document.text for document in batch])
         for item, document in zip(encoded, batch, strict=True):
@@ -289,9 +302,9 @@ def _documents(records: Iterator[FunctionRecord], data: DataConfig, tokenizer: A
             )
 
 
-def _shown(record: FunctionRecord, data: DataConfig) -> Iterator[Document]:
+def _task(data: DataConfig) -> DocumentTask:
     assert data.task == "completion" or data.task == "retrieval" or data.task == "events"
-    return documents(record, data.task, data.variants, hide_numbers=data.hide_numbers)
+    return data.task
 
 
 def _examples(records: Iterator[FunctionRecord], data: DataConfig, tokenizer: Any) -> Iterator[_Entry]:

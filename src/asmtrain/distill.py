@@ -8,7 +8,7 @@ Cost: the teacher's forward pass over every document once; then a batch reads it
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from asmtrain import dist, notice, terminal
-from asmtrain.cache import TokenCache, document_texts
+from asmtrain.cache import TokenCache, assemblies
 from asmtrain.config import DataConfig
 from asmtrain.dist import World
 from asmtrain.encoder import embed_texts, identity, load_encoder
@@ -64,22 +64,26 @@ def teach(
     for data, cache in parts:
         home = cache.folder / f"teacher-{sha256[:16]}"
         own = [home / f"{number:05d}.npy" for number in range(-(-len(cache) // block))]
-        _make(folder, data, split, own, world=world, block=block)
+        _make(folder, assemblies(cache, data, split), data.corpus.name, own, world=world, block=block)
         paths += own
     blocks = [np.load(path, mmap_mode="r") for path in paths]
     return Teacher(blocks, np.cumsum([0, *map(len, blocks[:-1])]))
 
 
 def _make(
-    folder: Path, data: DataConfig, split: str, paths: Sequence[Path], *, world: World, block: int
+    folder: Path,
+    texts: Iterator[Callable[[], str]],
+    corpus: str,
+    paths: Sequence[Path],
+    *,
+    world: World,
+    block: int,
 ) -> None:
     """Write the blocks of one cache that are not there yet, on each rank its own."""
     if dist.on_main(lambda: all(path.exists() for path in paths)):
         return
     encoder = load_encoder(folder)
-    texts = document_texts(data, split)
-
-    label = f"vectors of {folder} for {data.corpus.name}"
+    label = f"vectors of {folder} for {corpus}"
     if world.is_main:
         print(f"{label}: {len(paths)} blocks of {block:,} texts", flush=True)
     with terminal.progress_bar(label, len(paths)) as advance:
@@ -87,7 +91,8 @@ def _make(
             for number, path in enumerate(paths[first : first + world.size]):
                 own = list(itertools.islice(texts, block))
                 if number == world.rank and not path.exists():
-                    vectors_ND = embed_texts(encoder, own, progress=lambda num_done: beat())
+                    made = [text() for text in own]
+                    vectors_ND = embed_texts(encoder, made, progress=lambda num_done: beat())
                     with atomic_output(path) as stream:
                         np.save(stream, vectors_ND.astype(np.float16))
             advance(world.size if world.is_main else 0)

@@ -72,13 +72,18 @@ def documents(
         is_wanted = any(fnmatchcase(name, pattern) for pattern in variants)
         if not is_wanted or (task != "completion" and body in seen):
             continue
-        write = clean if task == "completion" else view
-        assembly = write(record.assembly[name], Variant.parse(name).isa)
-        assembly = masked(assembly) if hide_numbers else assembly
+        assembly = assembly_of(record, name, task, hide_numbers=hide_numbers)
         text = as_read(assembly, task)
         if text not in seen:
             seen |= {text, body}
             yield Document(record.key, name, body, text, record.meta.project, assembly)
+
+
+def assembly_of(record: FunctionRecord, variant: str, task: DocumentTask, *, hide_numbers: bool) -> str:
+    """`Document.assembly` of one variant."""
+    write = clean if task == "completion" else view
+    assembly = write(record.assembly[variant], Variant.parse(variant).isa)
+    return masked(assembly) if hide_numbers else assembly
 
 
 def task_of(config: Any) -> str:

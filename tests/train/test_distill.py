@@ -10,25 +10,32 @@ import torch
 import yaml
 
 from asmtrain import dist
-from asmtrain.cache import build_cache, document_texts
+from asmtrain.cache import build_cache
 from asmtrain.config import DataConfig, EmbeddingConfig
 from asmtrain.contrast import cut, step_loss
 from asmtrain.distill import teach
 from asmtrain.encoder import embed_texts, load_encoder
 from asmtrain.losses import info_nce, similarity_kl
-from asmtrain.tokens import train_tokenizer
+from asmtrain.tokens import documents, train_tokenizer
+from corpus_builder.shards import read_split
 from ranks import finish_ranks, on_ranks, start_ranks
 from test_train import figures, run_config
 
 BLOCK = 100
+TASKS: dict[str, dict[str, Any]] = {
+    "retrieval": {"max_functions": 30},
+    "completion": {"variants": ["*.o0", "*.o2"]},
+    "events": {"hide_numbers": True},
+}
 
 
 def _taught(world: Any, teacher: Path, corpus: Path, folder: Path) -> tuple[Any, list[Path], list[int]]:
-    """Every document's vector of two caches; which blocks there are, and when they were written."""
+    """Every document's vector of some caches; which blocks there are, and when they were written."""
     parts = []
-    for task in ("retrieval", "completion"):
-        data = DataConfig(corpus=corpus, task=task, max_functions=30)
-        tokenizer = train_tokenizer(document_texts(data, "valid"), vocab_size=300)  # not the teacher's own
+    texts = [item.text for record in read_split(corpus, "valid") for item in documents(record, "retrieval")]
+    tokenizer = train_tokenizer(texts, vocab_size=300)  # not the teacher's own
+    for task, settings in TASKS.items():
+        data = DataConfig.model_validate({"corpus": corpus, "task": task, **settings})
         ranks = {"rank": world.rank, "world": world.size, "barrier": dist.barrier}
         parts.append((data, build_cache(data, "train", tokenizer, folder, **ranks)))
     made = teach(teacher, parts, "train", world=world, block=BLOCK)
@@ -42,11 +49,12 @@ def test_each_text_is_embedded_once_by_one_of_the_ranks(
 ) -> None:
     teacher = exported_run / "export" / "embedding"
     vectors, blocks, written = on_ranks(2, _taught, teacher, tiny_corpus, tmp_path)
-    texts = [
-        text
-        for task in ("retrieval", "completion")
-        for text in document_texts(DataConfig(corpus=tiny_corpus, task=task, max_functions=30), "train")
-    ]
+    records = list(read_split(tiny_corpus, "train"))
+    spread = [records[at * len(records) // 30] for at in range(30)]
+    texts = [item.assembly for record in spread for item in documents(record, "retrieval")]
+    shown = [item for record in records for item in documents(record, "completion", ("*.o0", "*.o2"))]
+    shown += [item for record in records for item in documents(record, "events", hide_numbers=True)]
+    texts += [item.assembly for item in shown]
     expected = embed_texts(load_encoder(teacher), texts)
     np.testing.assert_allclose(vectors, expected, atol=1e-3)
     assert np.abs(expected - expected[0]).max() > 0.01
