@@ -9,7 +9,8 @@
 All are measured on the test split's functions, in the form that retrieval sees. Then with each a model of
 the demo's shape, from random weights, takes the same number of contrastive steps on the same functions in the
 same order, and searches the test split as `eval retrieval` does: Recall@1, MRR@10, and what the steps took.
-Prints tables, and as its last line one JSON object; `--save` keeps it in results/tokenizer.json.
+Prints tables, and as its last line one JSON object; `--save` keeps it in results/tokenizer.json, and the
+tables in docs/embedding.md.
 
     python benchmarks/tokenizer.py [CORPUS] [--llama FOLDER] [--steps 100] [--save]
 """
@@ -25,14 +26,12 @@ from typing import Any
 
 import yaml
 from _commands import BIN, call
+from _report import markdown, report
 from _saved import save
-from rich import box
-from rich.table import Table
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 from vocabulary import original
 
-from asmtrain import terminal
 from asmtrain.config import ShapeConfig
 from asmtrain.model import llama_config, new_model
 from asmtrain.tokens import BOS, EOS, PAD, Document, documents, load_tokenizer, train_tokenizer
@@ -40,6 +39,7 @@ from asmtrain.vocabulary import extend_tokenizer, num_ids
 from corpus_builder.asm import num_instructions
 from corpus_builder.shards import read_split
 
+PAGE = Path("docs/embedding.md")
 CONFIG = Path("configs/train/demo.yaml")
 LANES = ("XO O0O3 aarch64", "XM all")
 NEW_TOKENS = 1000
@@ -75,12 +75,14 @@ def main() -> None:
         **figures,
         "times_shorter": ratio(figures, "gpt2_split", "assembly"),
     }
-    show(figures)
+    tables = {"tokens": token_table(figures)}
     if arguments.steps:
         result |= {"steps": arguments.steps, "retrieval": found}
-        show_retrieval(found)
+        tables["tokens-found"] = found_table(found)
+    print(*tables.values(), sep="\n")
     if arguments.save:
         save("tokenizer", result)
+        report(PAGE, tables)
     print(json.dumps(result))
 
 
@@ -227,45 +229,34 @@ def searched(name: str, config: dict[str, Any], corpus: Path) -> list[dict[str, 
     ]
 
 
-def show(figures: dict[str, dict[str, Any]]) -> None:
-    """The table of tokens."""
-    headings = (
-        "tokenizer",
-        "vocabulary",
-        "tokens/instruction",
-        "tokens/function",
-        "constants whole",
-        "tokens/s",
-    )
-    table = Table(*headings, box=box.SIMPLE_HEAD)
-    for name, row in figures.items():
-        table.add_row(
+def token_table(figures: dict[str, dict[str, Any]]) -> str:
+    """Markdown: how many tokens."""
+    headings = ("vocabulary", "tokens an instruction", "tokens a function", "constants whole", "tokens/s")
+    cells = [
+        [
             name,
-            f"{row['vocabulary']:,}",
+            row["vocabulary"],
             f"{row['tokens_per_instruction']:.2f}",
             f"{row['tokens_per_function']:.0f}",
             f"{row['whole_constants']:.1%}",
-            f"{row['tokens_per_second']:,}",
-        )
-    terminal.console().print(table)
+            row["tokens_per_second"],
+        ]
+        for name, row in figures.items()
+    ]
+    return markdown(["tokenizer", *headings], cells)
 
 
-def show_retrieval(rows: list[dict[str, Any]]) -> None:
-    """The table of what was found."""
-    headings = ("tokenizer", "cut at", "lane", "pool", "Recall@1", "MRR@10", "tokens/step", "seconds")
-    table = Table(*headings, box=box.SIMPLE_HEAD)
-    for row in rows:
-        table.add_row(
-            row["tokenizer"],
-            str(row["max_tokens"]),
-            f"{row['task']} {row['isa']}",
-            str(row["pool"]),
-            f"{row['recall_at_1']:.3f}",
-            f"{row['mrr_at_10']:.3f}",
-            f"{row['tokens_per_step']:,}",
-            f"{row['train_seconds']:.0f}",
-        )
-    terminal.console().print(table)
+def found_table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: Recall@1 (MRR@10) of each lane's largest pool, and what the steps took."""
+    largest = {(row["tokenizer"], f"{row['task']} {row['isa']}"): row for row in rows}  # the last of each
+    lanes = list(dict.fromkeys(lane for _, lane in largest))
+    cells = []
+    for name in dict.fromkeys(row["tokenizer"] for row in rows):
+        own = [largest[name, lane] for lane in lanes]
+        found = [f"{row['recall_at_1']:.3f} ({row['mrr_at_10']:.3f})" for row in own]
+        cells.append([name, own[0]["max_tokens"], own[0]["tokens_per_step"], own[0]["train_seconds"], *found])
+    pools = [f"{lane} among {largest[cells[0][0], lane]['pool']:,}" for lane in lanes]
+    return markdown(["tokenizer", "cut at", "tokens a step", "training s", *pools], cells)
 
 
 if __name__ == "__main__":
