@@ -139,13 +139,13 @@ def step_loss(
     embedding: EmbeddingConfig,
     teacher_MKE: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """A mean over the lengths that are trained: each a cut of the vectors, made unit ones again.
+    """A mean over the parts that are trained: each a slice of the vectors, made unit ones again.
 
     With a teacher's vectors of the same texts, its share of the loss is how far similarities are from its.
     """
     losses = []
-    for size in embedding.sizes:
-        unit_MKD = cut(vectors_MKD, size)
+    for span in embedding.spans:
+        unit_MKD = cut(vectors_MKD, *span)
         loss = info_nce(
             unit_MKD,
             clusters_M,
@@ -161,11 +161,11 @@ def step_loss(
     return torch.stack(losses).mean()
 
 
-def cut(vectors_MKD: torch.Tensor, size: int) -> torch.Tensor:
-    """The first `size` numbers of unit vectors, as unit vectors."""
-    if size == vectors_MKD.shape[-1]:
+def cut(vectors_MKD: torch.Tensor, first: int, end: int) -> torch.Tensor:
+    """Some numbers of unit vectors, as unit vectors."""
+    if end - first == vectors_MKD.shape[-1]:
         return vectors_MKD
-    return F.normalize(vectors_MKD[..., :size], dim=-1)
+    return F.normalize(vectors_MKD[..., first:end], dim=-1)
 
 
 def contrastive_backward(

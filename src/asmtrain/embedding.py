@@ -15,6 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from asmtrain.config import EmbeddingConfig
+from asmtrain.errors import ConfigError
+
 Pooling = Literal["mean", "max", "lasttoken", "learned"]
 
 
@@ -43,6 +46,30 @@ _POOLS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 }
 
 
+class _SlicedLinear(nn.Linear):
+    """Without bias, `copies` times `dim` wide: of each copy slice k sees slice k of the inputs alone.
+
+    The first copy starts orthogonal slice by slice, the others at zero.
+    """
+
+    def __init__(self, hidden_size: int, dim: int, *, copies: int, members: int) -> None:
+        super().__init__(hidden_size, copies * dim, bias=False)
+        self.dim, self.members = dim, members
+        nn.init.zeros_(self.weight)
+        rows, columns = dim // members, hidden_size // members
+        for at in range(members):
+            own = self.weight[at * rows : (at + 1) * rows, at * columns : (at + 1) * columns]
+            nn.init.orthogonal_(own)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        if self.members == 1:
+            return super().forward(states)
+        outputs, inputs = (torch.arange(size, device=states.device) for size in self.weight.shape)
+        of_outputs = outputs % self.dim * self.members // self.dim
+        of_inputs = inputs * self.members // self.in_features
+        return F.linear(states, self.weight * (of_outputs[:, None] == of_inputs))
+
+
 class EmbeddingHead(nn.Module):
     """Pooling, then a dense layer without bias, then unit length.
 
@@ -51,15 +78,22 @@ class EmbeddingHead(nn.Module):
     With `learned` pooling dimension d of a vector is the mean over tokens of sigmoid(q_d . h) (w_d . h): an
     attention whose weights are not forced to sum to 1, which unit length makes up for. The layer holds the
     w_d, then the q_d; these start at zero, which is mean pooling.
+
+    Each of several `members` is made from its own slice of the hidden state; the dense layer's other weights
+    are zero and stay so. Who only computes vectors need not know of them.
     """
 
-    def __init__(self, hidden_size: int, dim: int, *, pooling: Pooling) -> None:
+    def __init__(self, hidden_size: int, dim: int, *, pooling: Pooling, members: int = 1) -> None:
+        """Raises ConfigError where the hidden state has not `members` equal slices."""
+        if hidden_size % members:
+            raise ConfigError(
+                f"a hidden state of {hidden_size} numbers has no {members} equal slices",
+                remedy="set `embedding.members` to a divisor of the model's hidden size and of `dim`",
+            )
         super().__init__()
         self.pooling: Pooling = pooling
         self.dim = dim
-        self.dense = nn.Linear(hidden_size, dim * (2 if pooling == "learned" else 1), bias=False)
-        nn.init.orthogonal_(self.dense.weight[:dim])
-        nn.init.zeros_(self.dense.weight[dim:])
+        self.dense = _SlicedLinear(hidden_size, dim, copies=2 if pooling == "learned" else 1, members=members)
 
     def forward(self, hidden_BTH: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
         """Unit vectors (B, D), in the dtype of the hidden states."""
@@ -78,6 +112,11 @@ class EmbeddingHead(nn.Module):
         values = F.glu(self.dense(states_UH)) if self.pooling == "learned" else states_UH
         pooled = F.embedding_bag(places_N, values, lengths_B.cumsum(0) - lengths_B, mode="mean")
         return F.normalize(pooled if self.pooling == "learned" else self.dense(pooled), dim=-1)
+
+
+def new_head(hidden_size: int, settings: EmbeddingConfig) -> EmbeddingHead:
+    """The head that a stage's settings ask for, untrained; raises ConfigError where they do not fit."""
+    return EmbeddingHead(hidden_size, settings.dim, pooling=settings.pooling, members=settings.members)
 
 
 def vectors_of(

@@ -36,6 +36,9 @@ class EmbeddingConfig(ConfigModel):
     """Length of the vector."""
     matryoshka: tuple[Positive, ...] = ()
     """Shorter lengths that the first numbers of a vector are to serve at as well (Kusupati et al. 2022)."""
+    members: Positive = 1
+    """Slices of equal length that make up the vector: each sees its own slice of the hidden state and learns
+    to find by itself, so that together they are an ensemble (BIER, Opitz et al. 2017)."""
     temperature: Annotated[float, Field(gt=0)] = 0.05
     """Similarities are divided by it: the smaller, the more the hardest negatives weigh."""
     max_tokens: Positive = 256
@@ -56,12 +59,19 @@ class EmbeddingConfig(ConfigModel):
     """A teacher beside the variants themselves."""
 
     @model_validator(mode="after")
-    def _sizes_are_shorter(self) -> "EmbeddingConfig":
+    def _parts_fit(self) -> "EmbeddingConfig":
         if too_long := [size for size in self.matryoshka if size > self.dim]:
             raise ValueError(f"`matryoshka` holds {too_long[0]}, but a vector has {self.dim} numbers (`dim`)")
+        if self.dim % self.members:
+            raise ValueError(f"a vector of {self.dim} numbers (`dim`) has no {self.members} equal `members`")
+        if self.matryoshka and self.members > 1:
+            raise ValueError("`matryoshka` beside `members`: cut vectors where a member ends, without it")
         return self
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        """The lengths at which vectors are trained, the whole last."""
-        return tuple(sorted({*self.matryoshka, self.dim}))
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """First number and end of each part of the vector that is trained to serve by itself."""
+        if self.members > 1:
+            length = self.dim // self.members
+            return tuple((first, first + length) for first in range(0, self.dim, length))
+        return tuple((0, size) for size in sorted({*self.matryoshka, self.dim}))

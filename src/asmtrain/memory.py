@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from asmtrain.attention import use_within_documents
 from asmtrain.config import StageConfig, TrainConfig
-from asmtrain.embedding import EmbeddingHead
+from asmtrain.embedding import new_head
 from asmtrain.engine import samples_per_step
 from asmtrain.model import (
     DTYPES,
@@ -108,7 +108,7 @@ def _contrastive_step(model: LanguageModel, config: TrainConfig, stage: StageCon
     assert stage.embedding is not None
     embedding = stage.embedding
     with torch.device("meta"):
-        head = EmbeddingHead(model.config.hidden_size, embedding.dim, pooling=embedding.pooling)
+        head = new_head(model.config.hidden_size, embedding)
     use_within_documents(model)
     module = EmbeddingModel(model, head.to(DTYPES[config.model.dtype]))
     shape = (embedding.variants * stage.micro_rows, embedding.max_tokens)

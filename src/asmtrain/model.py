@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from asmtrain.attention import document_ends
 from asmtrain.config import Dtype, EmbeddingConfig, Full, Lora, ModelConfig, ShapeConfig
-from asmtrain.embedding import EmbeddingHead, vectors_of
+from asmtrain.embedding import EmbeddingHead, new_head, vectors_of
 from asmtrain.errors import ConfigError, ModelError
 from asmtrain.losses import LOGITS_AT_ONCE, head_losses
 from asmtrain.ulysses import RowShare
@@ -328,7 +328,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, lora: Lora, *, base: str)
 
 def load_head(folder: Path, embedding: EmbeddingConfig, *, hidden_size: int, dtype: Dtype) -> EmbeddingHead:
     """Load the embedding head of a stage result; raises ModelError where there is none."""
-    head = EmbeddingHead(hidden_size, embedding.dim, pooling=embedding.pooling).to(DTYPES[dtype])
+    head = new_head(hidden_size, embedding).to(DTYPES[dtype])
     head.load_state_dict(_load_tensors(folder / HEAD_FILE))
     return head
 

@@ -19,7 +19,7 @@ from asmtrain.attention import choose_attention
 from asmtrain.cache import TokenCache, build_cache
 from asmtrain.config import Lora, StageConfig, TokenizerConfig, TrainConfig
 from asmtrain.dist import World
-from asmtrain.embedding import EmbeddingHead
+from asmtrain.embedding import EmbeddingHead, new_head
 from asmtrain.encoder import identity
 from asmtrain.engine import Engine, accumulation, ranks_per_row
 from asmtrain.errors import CheckpointError, ConfigError, ModelError
@@ -286,10 +286,9 @@ def _head(
     if inherited is not None:
         before = config.stages[index - 1].embedding
         assert before is not None
-        if (before.dim, before.pooling) == (embedding.dim, embedding.pooling):
+        if all(getattr(before, key) == getattr(embedding, key) for key in ("dim", "pooling", "members")):
             return inherited
-    head = EmbeddingHead(backbone(model).config.hidden_size, embedding.dim, pooling=embedding.pooling)
-    return head.to(DTYPES[config.model.dtype])
+    return new_head(backbone(model).config.hidden_size, embedding).to(DTYPES[config.model.dtype])
 
 
 def _go_on(stage: Stage, folder: Path) -> int:

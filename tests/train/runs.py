@@ -11,7 +11,7 @@ import torch
 from asmtrain import checkpoint
 from asmtrain.checkpoint import StageResult, atomic_folder, result_files, write_result
 from asmtrain.config import EmbeddingConfig, Full, Lora, ShapeConfig
-from asmtrain.embedding import EmbeddingHead
+from asmtrain.embedding import new_head
 from asmtrain.model import DTYPES, attach_lora, llama_config, load_model, new_model, result_names
 
 SHAPE = ShapeConfig(
@@ -80,7 +80,7 @@ def _write(
     head = {}
     if embedding:
         torch.manual_seed(index)
-        module = EmbeddingHead(SHAPE.hidden_size, embedding.dim, pooling=embedding.pooling).to(DTYPES[dtype])
+        module = new_head(SHAPE.hidden_size, embedding).to(DTYPES[dtype])
         torch.nn.init.normal_(module.dense.weight[embedding.dim :])  # learned queries start at zero
         head = {key: value.detach() for key, value in module.state_dict().items()}
     parameters = dict(model.named_parameters())

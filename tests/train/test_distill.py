@@ -75,7 +75,7 @@ def test_the_teacher_takes_its_share_of_the_loss_at_every_length() -> None:
     embedding = EmbeddingConfig.model_validate({"dim": 8, "matryoshka": (4,), "distill": distill})
     expected = 0.0
     for size in (4, 8):
-        unit = cut(vectors, size)
+        unit = cut(vectors, 0, size)
         guidance = similarity_kl(unit.flatten(0, 1), teacher.flatten(0, 1), temperature=0.1)
         task = info_nce(unit, clusters, bodies, temperature=embedding.temperature)
         expected += (0.3 * guidance + 0.7 * task) / 2

@@ -8,6 +8,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 
 from asmtrain.config import ShapeConfig
 from asmtrain.embedding import EmbeddingHead, hidden_states, last_token_pool, max_pool, mean_pool
+from asmtrain.errors import ConfigError
 from asmtrain.model import EmbeddingModel, llama_config, new_model
 
 LENGTHS = (1, 4, 6)
@@ -69,6 +70,28 @@ def test_learned_pooling_equals_sentence_transformers_and_starts_as_the_mean() -
 def test_starts_orthogonal() -> None:
     weight = EmbeddingHead(16, 4, pooling="mean").dense.weight
     torch.testing.assert_close(weight @ weight.T, torch.eye(4))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "learned"])
+def test_members_are_heads_of_their_own_slices(pooling: Literal["mean", "learned"]) -> None:
+    hidden, mask, _ = padded("right")
+    head = EmbeddingHead(8, 6, pooling=pooling, members=2)
+    torch.testing.assert_close(head.dense.weight[:6] @ head.dense.weight[:6].T, torch.eye(6))
+    with torch.no_grad():
+        head.dense.weight += torch.randn_like(head.dense.weight)  # where a member may not look, too
+    alone = [EmbeddingHead(4, 3, pooling=pooling) for _ in range(2)]
+    for at, member in enumerate(alone):
+        rows = [copy[3 * at : 3 * at + 3] for copy in head.dense.weight.split(6)]
+        member.dense.weight = torch.nn.Parameter(torch.cat(rows)[:, 4 * at : 4 * at + 4])
+    parts = zip(alone, hidden.split(4, dim=-1), strict=True)
+    expected = [member(part, mask) for member, part in parts]
+    found = torch.nn.functional.normalize(head(hidden, mask).unflatten(-1, (2, 3)), dim=-1)
+    torch.testing.assert_close(found, torch.stack(expected, 1))
+
+
+def test_a_hidden_state_that_has_no_such_slices_is_refused() -> None:
+    with pytest.raises(ConfigError, match="8 numbers has no 3 equal slices"):
+        EmbeddingHead(8, 6, pooling="mean", members=3)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "learned"])

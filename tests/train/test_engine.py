@@ -17,7 +17,7 @@ from torch import nn
 from asmtrain.config import EmbeddingConfig, Full, Lora, OptimizerConfig, ShapeConfig, TrainConfig
 from asmtrain.contrast import contrastive_backward, contrastive_loss, step_loss
 from asmtrain.data import RowBatches, build_cache
-from asmtrain.embedding import EmbeddingHead
+from asmtrain.embedding import new_head
 from asmtrain.engine import Engine
 from asmtrain.evaluation import Validation
 from asmtrain.losses import num_predicted, token_loss_sum
@@ -67,7 +67,7 @@ EMBEDDINGS = {
         update={
             "pooling": "learned",
             "attention": "bidirectional",
-            "matryoshka": (4, 8),
+            "members": 4,
             "variants": 3,
             "neighbours": 0.5,
             "false_negative_margin": 0.1,
@@ -132,7 +132,7 @@ def _model(trainable: Full | Lora, *, dtype: str = "fp32", embedding: EmbeddingC
     set_attention(backbone(model).config, embedding)
     if embedding is None:
         return model
-    return EmbeddingModel(model, EmbeddingHead(SHAPE.hidden_size, embedding.dim, pooling=embedding.pooling))
+    return EmbeddingModel(model, new_head(SHAPE.hidden_size, embedding))
 
 
 def _rows(cache: Any, rank: int = 0, world: int = 1) -> RowBatches:
@@ -202,13 +202,13 @@ def _contrastive_reference(
         vectors = torch.stack([vector(*text) for text in texts]).view(12, embedding.variants, -1)
         losses = [
             naive_info_nce(
-                nn.functional.normalize(vectors[..., :size], dim=-1),
+                nn.functional.normalize(part, dim=-1),
                 batch.clusters_B,
                 batch.bodies_BK,
                 temperature=embedding.temperature,
                 margin=embedding.false_negative_margin,
             )
-            for size in (*embedding.matryoshka, embedding.dim)
+            for part in vectors.chunk(embedding.members, dim=-1)
         ]
         return torch.stack(losses).mean()
 

@@ -30,7 +30,7 @@ def config_of(folder: Path, corpus: Path, *, hidden: int = 32, **embedding: Any)
     settings = {
         "pooling": "learned",
         "dim": 16,
-        "matryoshka": [8],
+        "members": 2,
         "max_tokens": 512,
         "functions_per_step": 12,
     }
@@ -67,6 +67,11 @@ def test_it_trains_and_is_exported_and_teaches(tiny_corpus: Path, tmp_path: Path
     expected = library.encode([event_text(view) for view in VIEWS])
     found = embed_texts(load_encoder(folder), VIEWS)
     np.testing.assert_allclose(found, expected, atol=1e-6)
+    weight = load_encoder(folder).head.dense.weight.reshape(2, 2, 8, 2, 16)  # copy, member x member's inputs
+    assert not weight[:, 0, :, 1].any()
+    assert not weight[:, 1, :, 0].any()
+    assert weight[:, 0, :, 0].all()
+    assert weight[:, 1, :, 1].all()
     taught = config_of(
         tmp_path / "small", tiny_corpus, hidden=8, dim=8, distill={"teacher": str(folder), "weight": 0.9}
     )
