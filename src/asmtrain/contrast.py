@@ -76,7 +76,7 @@ class Contrastive:
         if self._teacher is None:
             return None
         own = torch.cat([self._teacher.vectors(batch.documents_BK) for batch in batches])
-        return dist.all_gather_rows(own)
+        return dist.all_gather_rows(own)[_order(batches)]
 
     def keys(self, step: int) -> list[str]:
         """The functions that a step reads on all ranks."""
@@ -141,20 +141,25 @@ def step_loss(
 ) -> torch.Tensor:
     """A mean over the parts that are trained: each a slice of the vectors, made unit ones again.
 
+    Each of several members learns from its own share of the functions: what makes an ensemble is that its
+    members err differently (bagging, Breiman 1996).
+
     With a teacher's vectors of the same texts, its share of the loss is how far similarities are from its.
     """
     losses = []
-    for span in embedding.spans:
-        unit_MKD = cut(vectors_MKD, *span)
+    share = len(vectors_MKD) // embedding.members
+    for at, span in enumerate(embedding.spans):
+        own = slice(at * share, (at + 1) * share) if embedding.members > 1 else slice(None)
+        unit_MKD = cut(vectors_MKD[own], *span)
         loss = info_nce(
             unit_MKD,
-            clusters_M,
-            bodies_MK,
+            clusters_M[own],
+            bodies_MK[own],
             temperature=embedding.temperature,
             margin=embedding.false_negative_margin,
         )
         if embedding.distill is not None and teacher_MKE is not None:
-            sides = (side.flatten(0, 1) for side in (unit_MKD, teacher_MKE))
+            sides = (side.flatten(0, 1) for side in (unit_MKD, teacher_MKE[own]))
             guidance = similarity_kl(*sides, temperature=embedding.distill.temperature)
             loss = torch.lerp(loss, guidance, embedding.distill.weight)
         losses.append(loss)
@@ -220,7 +225,13 @@ def _vector_gradients(
     vectors_MKD = dist.all_gather_rows(own_NKD).requires_grad_()
     clusters_M = dist.all_gather_rows(torch.cat([batch.clusters_B for batch in batches]))
     bodies_MK = dist.all_gather_rows(torch.cat([batch.bodies_BK for batch in batches]))
-    loss = loss_of(vectors_MKD, clusters_M, bodies_MK)
+    order_M = _order(batches)
+    loss = loss_of(vectors_MKD[order_M], clusters_M[order_M], bodies_MK[order_M])
     (gradients_MKD,) = torch.autograd.grad(loss, vectors_MKD)
     own_gradients = gradients_MKD.narrow(0, engine.world.rank * len(own_NKD), len(own_NKD))
     return float(loss.detach()), list(torch.split(own_gradients, [len(v) for v in vectors]))
+
+
+def _order(batches: Sequence[PairBatch]) -> torch.Tensor:
+    """Where the gathered functions of all ranks stand, in the order in which the step drew them: (M,)."""
+    return dist.all_gather_rows(torch.cat([batch.places_B for batch in batches])).argsort()

@@ -38,7 +38,7 @@ class EmbeddingConfig(ConfigModel):
     """Shorter lengths that the first numbers of a vector are to serve at as well (Kusupati et al. 2022)."""
     members: Positive = 1
     """Slices of equal length that make up the vector: each sees its own slice of the hidden state and learns
-    to find by itself, so that together they are an ensemble (BIER, Opitz et al. 2017)."""
+    to find by itself, from its own share of each step's functions, so that together they are an ensemble."""
     temperature: Annotated[float, Field(gt=0)] = 0.05
     """Similarities are divided by it: the smaller, the more the hardest negatives weigh."""
     max_tokens: Positive = 256
@@ -64,6 +64,11 @@ class EmbeddingConfig(ConfigModel):
             raise ValueError(f"`matryoshka` holds {too_long[0]}, but a vector has {self.dim} numbers (`dim`)")
         if self.dim % self.members:
             raise ValueError(f"a vector of {self.dim} numbers (`dim`) has no {self.members} equal `members`")
+        if self.functions_per_step % self.members:
+            raise ValueError(
+                f"{self.functions_per_step} functions (`functions_per_step`) have no {self.members} equal "
+                "shares for `members`"
+            )
         if self.matryoshka and self.members > 1:
             raise ValueError("`matryoshka` beside `members`: cut vectors where a member ends, without it")
         return self

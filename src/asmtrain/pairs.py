@@ -42,6 +42,8 @@ class PairBatch:
     """Number of the function over all caches."""
     clusters_B: torch.Tensor
     """Equal for functions that share a body, directly or over others: no negatives of each other."""
+    places_B: torch.Tensor
+    """Which of the step's functions it is, in the order in which they were drawn."""
 
 
 class PairBatches:
@@ -101,10 +103,9 @@ class PairBatches:
         """This rank's micro-batches of optimizer step `index`, counted from 0."""
         documents = self._draw(index)
         lengths = np.minimum(self.texts.lengths[documents], self.max_tokens).sum(1)
-        documents = documents[np.argsort(-lengths, kind="stable")]
-        own = documents[self.rank :: self.world]
-        cuts = range(0, len(own), self.micro_rows)
-        return [self._batch(own[at : at + self.micro_rows], index) for at in cuts]
+        own = np.argsort(-lengths, kind="stable")[self.rank :: self.world]
+        cuts = [own[at : at + self.micro_rows] for at in range(0, len(own), self.micro_rows)]
+        return [self._batch(documents[places], places, index) for places in cuts]
 
     def keys(self, index: int) -> list[str]:
         """The functions that step `index` reads on all ranks."""
@@ -145,9 +146,15 @@ class PairBatches:
             left = left[self.texts.bodies[left] != self.texts.bodies[drawn[-1]]]
         return drawn
 
-    def _batch(self, documents_BK: IntArray, step: int) -> PairBatch:
+    def _batch(self, documents_BK: IntArray, places_B: IntArray, step: int) -> PairBatch:
         functions = self.texts.functions[documents_BK[:, 0]]
-        columns = (documents_BK, self.texts.bodies[documents_BK], functions, self._clusters[functions])
+        columns = (
+            documents_BK,
+            self.texts.bodies[documents_BK],
+            functions,
+            self._clusters[functions],
+            places_B,
+        )
         return PairBatch(*self._padded(documents_BK, step), *map(torch.from_numpy, columns))
 
     def _padded(self, documents_BK: IntArray, step: int) -> tuple[torch.Tensor, torch.Tensor]:

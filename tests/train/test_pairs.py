@@ -119,15 +119,18 @@ def test_a_step_holds_the_same_on_any_number_of_ranks(cache: TokenCache, world: 
 
     def contents(parts: Sequence[PairBatch]) -> list[Any]:
         return sorted(
-            (number, texts) for part in parts for number, texts in
-            zip(part.documents_BK.tolist(), texts_of(part), strict=True)
+            (place, number, texts) for part in parts for place, number, texts in
+            zip(part.places_B.tolist(), part.documents_BK.tolist(), texts_of(part), strict=True)
         )  # fmt: skip
 
     for index in (0, 7):
         ranks = [pairs(cache, rank=rank, world=world, **options).step(index) for rank in range(world)]
         assert {len(parts) for parts in ranks} == {pairs(cache, world=world).num_micro_steps}
         together = [part for parts in ranks for part in parts]
-        assert contents(together) == contents(pairs(cache, micro_rows=3, **options).step(index))
+        alone = pairs(cache, micro_rows=3, **options)
+        assert contents(together) == contents(alone.step(index))
+        documents = [numbers[0] for _, numbers, _ in contents(together)]
+        assert [alone.texts.key(number) for number in documents] == alone.keys(index)  # in the order drawn
 
 
 def test_random_access_equals_going_through(cache: TokenCache, fewer: TokenCache) -> None:

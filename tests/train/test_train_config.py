@@ -130,6 +130,7 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_key() -> None:
         (("stages.pretrain.replay={lora: 0.1}",), "replays 'lora', .* those are none"),
         (("stages.embed.replay={pretrain: 0.1}",), "`replay` is for causal_lm and sft"),
         (("stages.embed.embedding.matryoshka=[64, 256]",), r"holds 256, but a vector has 128 .*`dim`"),
+        (("stages.embed.embedding.members=128",), "64 functions .* have no 128 equal shares"),
         (("stages.embed.embedding.members=3",), "128 numbers .* no 3 equal `members`"),
         (
             ("stages.embed.embedding.members=2", "stages.embed.embedding.matryoshka=[64]"),
