@@ -39,6 +39,7 @@ CHANGES: dict[str, Sequence[Any]] = {
     "functions_per_step": (64, 256, 512),
     "matryoshka": ((), (32, 64)),
     "dim": (64, 128, 256, 512),
+    "members": (1, 2, 4),
     "token_dropout": (0.0, 0.1),
 }
 LANES = {"xo": "XO O0O3 aarch64", "xm": "XM all"}
@@ -145,6 +146,10 @@ def write_config(options: argparse.Namespace, change: Mapping[str, Any], seed: i
     stage = stage_of(options)
     embedding = stage["embedding"] | change
     embedding["matryoshka"] = [size for size in embedding["matryoshka"] if size <= embedding["dim"]]
+    if "matryoshka" in change:
+        embedding["members"] = 1
+    if embedding["members"] > 1:
+        embedding["matryoshka"] = []
     steps = max(1, options.texts // (embedding["functions_per_step"] * embedding["variants"]))
     data = [{**part, "corpus": str(options.corpus)} for part in stage["data"]]
     optimizer = stage["optimizer"] | {"warmup_steps": steps // 10}
