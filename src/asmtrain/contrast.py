@@ -1,8 +1,9 @@
 """The contrastive objective: tell the variants of a function from the other functions of the step.
 
 Invariant: the loss, and so its gradient, is that of all functions of all ranks and micro-batches taken
-together, as if they were one batch; every function of another body cluster is a negative. Every rank gathers
-the vectors and computes the whole loss; no collective needs a gradient.
+together, as if they were one batch; every function of another body cluster is a negative (of each of several
+`members`: every one of its share). Every rank gathers the vectors and computes the whole loss; no collective
+needs a gradient.
 
 Cost: one forward and backward pass a micro-batch. A step keeps the activations of all its micro-batches;
 where the model recomputes activations, and at ZeRO 3, it keeps those of one at the price of another forward
