@@ -77,7 +77,7 @@ class Encoder:
 def load_encoder(folder: Path, *, dim: int | None = None) -> Encoder:
     """Open an `embedding/` folder, on the GPU where there is one.
 
-    `dim` cuts vectors to their first numbers, made unit ones again: what `matryoshka` and `members` train for.
+    `dim` cuts vectors to their first numbers, made unit ones again: `matryoshka` and `members` train for it.
 
     Raises:
         ModelError: the folder is no whole embedding export, its vectors are shorter than `dim`, or it reads
@@ -110,8 +110,8 @@ def _cut(weight_DH: torch.Tensor, dim: int, settings: dict[str, Any]) -> torch.T
     if not 1 <= dim <= settings["dim"]:
         raise ModelError(
             f"the model's vectors have {settings['dim']} numbers and cannot be cut to {dim}",
-            remedy=f"ask for 1 to {settings['dim']}, best a length in `matryoshka` of its training, or some of "
-            "its `members`",
+            remedy=f"ask for 1 to {settings['dim']}, best a length in `matryoshka` of its training, or whole "
+            "`members`",
         )
     return torch.cat([side[:dim] for side in torch.split(weight_DH, settings["dim"])])
 
