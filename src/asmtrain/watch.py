@@ -149,7 +149,9 @@ class _Watch:
         connection, _ = server.accept()
         connection.settimeout(5)
         with suppress(OSError, ValueError):
-            token, name = connection.makefile("rb").readline(512).decode().strip().split(" ", 1)
+            # Unbuffered: a word that already follows the line is for `_hear`.
+            line = connection.makefile("rb", buffering=0).readline(512)
+            token, name = line.decode().strip().split(" ", 1)
             if secrets.compare_digest(token, self._token):
                 return self._keep(connection, name)
         connection.close()

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -75,20 +76,28 @@ def test_work_of_any_rank_counts_for_all_and_each_writes_its_stacks(tmp_path: Pa
     assert "in _sleep_on_one_rank" in sleeping
 
 
-def _end_differently(world: Any, folder: Path) -> None:
+def _end_differently(world: Any, folder: Path, accepting_s: float) -> None:
+    """Rank 1 meets a mistake as soon as it has called; rank 0 answers the call so much later."""
+    from asmtrain import watch
     from asmtrain.errors import LaunchError
-    from asmtrain.watch import watched
 
-    with watched(folder, world, None):
+    class Late(watch._Watch):
+        def _accept(self, server: socket.socket) -> None:
+            time.sleep(accepting_s)
+            super()._accept(server)
+
+    watch._Watch = Late  # type: ignore[misc]
+    with watch.watched(folder, world, None):
         if not world.is_main:
             raise LaunchError("a mistake of rank 1 alone")
         time.sleep(1000)
 
 
-def test_a_mistake_of_one_rank_ends_the_others(tmp_path: Path) -> None:
+@pytest.mark.parametrize("accepting_s", [0, 1])
+def test_a_mistake_of_one_rank_ends_the_others(tmp_path: Path, accepting_s: float) -> None:
     started = time.monotonic()
     with pytest.raises(Exception, match=r"a mistake of rank 1 alone|exit code 2"):
-        on_ranks(2, _end_differently, tmp_path)
+        on_ranks(2, _end_differently, tmp_path, accepting_s)
     assert time.monotonic() - started < 60
     assert not (tmp_path / "hangs").exists(), "nothing hung, nobody died"
 
