@@ -224,11 +224,15 @@ def _cache_name(data: DataConfig, split: str, tokenizer: Any) -> str:
     return f"{split}-{data.task}-{digest[:16]}"
 
 
-def _encoder(tokenizer: Any) -> Tokenizer:
-    """The tokenizer's backend without whatever truncation or padding a caller left switched on."""
+def _encoder(tokenizer: Any, *, chat: bool = False) -> Tokenizer:
+    """The tokenizer's backend without whatever truncation or padding a caller left switched on.
+
+    `</s>` in a text is four characters of C and ends nothing; a chat template writes such tokens as text.
+    """
     encoder = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     encoder.no_truncation()
     encoder.no_padding()
+    encoder.encode_special_tokens = not chat
     return encoder
 
 
@@ -308,7 +312,8 @@ def _task(data: DataConfig) -> DocumentTask:
 
 
 def _examples(records: Iterator[FunctionRecord], data: DataConfig, tokenizer: Any) -> Iterator[_Entry]:
-    encoder, chat = _encoder(tokenizer), data.prompt == "chat"
+    chat = data.prompt == "chat"
+    encoder = _encoder(tokenizer, chat=chat)
     shown = (example for record in records for example in examples(record, data))
     while batch := list(itertools.islice(shown, _DOCUMENTS_AT_ONCE)):
         encoded = encode(batch, tokenizer, encoder, chat=chat)

@@ -1,11 +1,13 @@
 """Examples with answers: what each task shows and asks, and ids whose border is known to the token."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from asmtrain import cache
 from asmtrain.cache import build_cache
 from asmtrain.config import DataConfig
 from asmtrain.errors import ConfigError
@@ -122,6 +124,18 @@ def test_plain_ids_are_prompt_then_answer_then_end(
         assert tiny_tokenizer.decode(answer) == "\n" + item.answer
         # No piece stands on the border: the whole is what the tokenizer makes of the whole text.
         assert encoded.ids == tiny_tokenizer(f"{item.prompt}\n{item.answer}")["input_ids"]
+
+
+@pytest.mark.parametrize("task", ["c_to_asm", "asm_to_c"])
+def test_an_end_token_written_in_the_source_ends_nothing(
+    record: FunctionRecord, tiny_tokenizer: Any, task: str
+) -> None:
+    written = replace(record, source='int f(void) { return puts("<s></s>"); }')
+    for entry in cache._examples(iter([written]), data(task), tiny_tokenizer):
+        assert (
+            entry.ids.count(tiny_tokenizer.eos_token_id) == entry.ids.count(tiny_tokenizer.bos_token_id) == 1
+        )
+        assert written.source in tiny_tokenizer.decode(entry.ids)
 
 
 def merging_tokenizer(folder: Path) -> Any:
