@@ -117,7 +117,7 @@ def claim(run: Path, config: TrainConfig) -> None:
     path = run / "config.yaml"
     ours = config.model_dump(mode="json")
     if path.exists():
-        theirs = yaml.safe_load(path.read_text(encoding="utf-8"))
+        theirs = _with_new_keys(yaml.safe_load(path.read_text(encoding="utf-8")))
         difference = _first_difference(theirs, ours)
         if difference:
             key, before, now = difference
@@ -131,6 +131,14 @@ def claim(run: Path, config: TrainConfig) -> None:
     drafts = [*run.glob("stages/.*"), *run.glob("checkpoints/.*"), run / ".base", run / ".tokenizer"]
     for draft in drafts:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _with_new_keys(written: Any) -> Any:
+    """A run's config with the keys that came since, at their defaults: how it ran without them."""
+    try:
+        return TrainConfig.model_validate(written).model_dump(mode="json")
+    except ValidationError:
+        return written
 
 
 def _first_difference(theirs: Any, ours: Any) -> tuple[str, Any, Any] | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
 from asmtrain import checkpoint, saving, slices
@@ -107,6 +108,16 @@ def test_a_run_may_move_save_more_often_and_spread_otherwise(tmp_path: Path) -> 
     saving = {"every_steps": 1, "keep": 9, "keep_best": True}
     spread = {"zero_stage": 3, "offload_optimizer": True}
     checkpoint.claim(tmp_path, config(Path("elsewhere"), checkpoint=saving, engine=spread))
+
+
+def test_a_run_begun_before_a_key_existed_goes_on_with_its_default(tmp_path: Path) -> None:
+    checkpoint.claim(tmp_path, config(tmp_path))
+    written = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    del written["validation_split"], written["stages"][0]["replay"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(written))
+    checkpoint.claim(tmp_path, config(tmp_path))
+    with pytest.raises(CheckpointError, match="validation_split was 'valid' and is now 'test'"):
+        checkpoint.claim(tmp_path, config(tmp_path, validation_split="test"))
 
 
 def test_claiming_removes_what_a_kill_left(tmp_path: Path) -> None:
