@@ -62,7 +62,7 @@ NEW_TOKENS = 64
 OPTIMIZER = OptimizerConfig(lr=3e-3, warmup_steps=2, weight_decay=0.1, clip_norm=0.03)
 _PLAIN = EmbeddingConfig(pooling="mean", dim=16, max_tokens=48, functions_per_step=12)
 EMBEDDINGS = {
-    "contrastive": _PLAIN,
+    "contrastive": _PLAIN.model_copy(update={"matryoshka": (8,)}),
     "contrastive_all": _PLAIN.model_copy(
         update={
             "pooling": "learned",
@@ -75,7 +75,7 @@ EMBEDDINGS = {
         }
     ),
 }
-"""By objective of a case: the shortest settings, and all of them."""
+"""By objective of a case: two lengths of vectors, and all that members may have beside."""
 STEPS = 4
 # 12 rows over two ranks are micro-batches of 4 and 2 rows: uneven in rows, and more so in tokens.
 ROWS = {"context": 96, "rows_per_step": 12, "micro_rows": 4, "seed": 0}
@@ -200,7 +200,6 @@ def _contrastive_reference(
         (batch,) = pairs.step(step)
         texts = zip(batch.ids_BKT.flatten(0, 1), batch.mask_BKT.flatten(0, 1), strict=True)
         vectors = torch.stack([vector(*text) for text in texts]).view(12, embedding.variants, -1)
-        shares = batch.places_B.argsort().chunk(embedding.members)
         losses = [
             naive_info_nce(
                 nn.functional.normalize(part[share], dim=-1),
@@ -209,11 +208,22 @@ def _contrastive_reference(
                 temperature=embedding.temperature,
                 margin=embedding.false_negative_margin,
             )
-            for share, part in zip(shares, vectors.chunk(embedding.members, dim=-1), strict=True)
+            for share, part in _parts(vectors, batch.places_B, embedding)
         ]
         return torch.stack(losses).mean()
 
     return _reference(model, loss_of)
+
+
+def _parts(
+    vectors: torch.Tensor, places_B: torch.Tensor, embedding: EmbeddingConfig
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """What enters the loss: functions, and the numbers of their vectors."""
+    drawn = places_B.argsort()
+    if embedding.members > 1:
+        shares, slices = drawn.chunk(embedding.members), vectors.chunk(embedding.members, dim=-1)
+        return list(zip(shares, slices, strict=True))
+    return [(drawn, vectors[..., :length]) for length in (embedding.dim, *embedding.matryoshka)]
 
 
 # What DeepSpeed gives

@@ -165,7 +165,9 @@ def test_the_graph_finds_what_exact_search_finds(opened: store.VectorIndex) -> N
     ]
     assert np.mean(same) > 0.98
     for one, other in zip(by_graph, exactly, strict=True):
-        assert one[0].similarity == pytest.approx(other[0].similarity, abs=1e-6)
+        exact = {near.number: near.similarity for near in other}
+        found = {near.number: near.similarity for near in one if near.number in exact}
+        assert found == pytest.approx({number: exact[number] for number in found}, abs=1e-6)
 
 
 def test_more_are_asked_for_than_there_are(model: Path, query: tuple[Path, Any], tmp_path: Path) -> None:
@@ -264,7 +266,7 @@ def test_what_is_added_is_found_and_what_was_there_stays(
     assert all(hits[0].similarity == pytest.approx(1, abs=1e-5) for hits in by_graph)
     capsys.readouterr()
     index.run_add(grown, [second])
-    assert "0 functions added, 4 were there already" in capsys.readouterr().out
+    assert "0 functions added, 4 were there already" in " ".join(capsys.readouterr().out.split())
     assert [path.name for path in grown.glob("data-*")] == ["data-2"]
 
 

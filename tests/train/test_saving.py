@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -83,30 +84,24 @@ def json_figures(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-SLOW_DISK = """
-import os, time
-
-fsync = os.fsync
-os.fsync = lambda descriptor: (time.sleep(0.4), fsync(descriptor))
-"""
+def slow_disk() -> None:
+    fsync = os.fsync
+    os.fsync = lambda descriptor: (time.sleep(0.4), fsync(descriptor))[1]
 
 
 def test_a_kill_while_a_checkpoint_is_written_beside_training_costs_that_one_alone(
-    tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_corpus: Path, tmp_path: Path
 ) -> None:
     straight = one_stage(tmp_path / "straight", tiny_corpus)
     train(straight, 2)
     config = one_stage(tmp_path / "killed", tiny_corpus)
     run = config.parent / "run"
-    (tmp_path / "sitecustomize.py").write_text(SLOW_DISK)
 
     def trains_beside_a_write() -> bool:
         drafts = [int(path.name[-6:]) for path in (run / "checkpoints").glob(".01-pretrain-step*")]
         return any(6 == step < steps_taken(run) for step in drafts)
 
-    with monkeypatch.context() as slow:
-        slow.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
-        ranks = start_ranks(2, ["train", str(config)])
+    ranks = start_ranks(2, ["train", str(config)], first=slow_disk)
     wait_until(trains_beside_a_write)
     for rank in ranks:
         rank.kill()
