@@ -4,7 +4,8 @@ Vectors that lie in clusters (a thousand centres, each as wide as the variants o
 growing numbers, and an index's own. A tenth, 1,000 at most, are taken out and asked for. `graph` is what
 `asmtrain index search` does: float16, four candidates a result, cosines computed anew; beside it other
 precisions, and the graph's own order without that. All by all cores, one batch; and one query at a time.
-Prints tables, and as its last line one JSON object. Half an hour at the default sizes on two cores.
+Prints tables, and as its last line one JSON object; `--save` keeps it in results/search.json, and the rows of
+`exact` and `graph` in docs/search.md. Half an hour at the default sizes on two cores.
 
     python benchmarks/search.py [--index runs/demo/index] [--sizes 10000 100000 1000000] [--save]
 """
@@ -14,11 +15,12 @@ import contextlib
 import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _report import markdown, report
 from _saved import save
 from rich.console import Console
 from rich.table import Table
@@ -27,6 +29,7 @@ from asmtrain.encoder import Vectors
 from asmtrain.search import Hits, nearest, through_graph
 from asmtrain.store import load, new_graph
 
+PAGE = Path("docs/search.md")
 TOP = 10
 CENTRES = 1000
 SPREAD = 0.07
@@ -41,13 +44,14 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=128, help="of the vectors in clusters")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/search.json")
     options = parser.parse_args()
-    figures: dict[str, Any] = {"top": TOP}
+    figures: dict[str, Any] = {}
     with contextlib.closing(load(options.index)) as opened:
-        figures["index"] = measured("the index's own", np.array(opened.vectors_MD))
+        figures["index"] = measured("of the index", np.array(opened.vectors_MD))
     for size in options.sizes:
         figures[f"clusters_{size}"] = measured("in clusters", clusters(size, options.dim))
     if options.save:
-        save("search", figures)
+        save("search", {"top": TOP, "sets": figures})
+        report(PAGE, {"speed": table(figures.values())})
     print(json.dumps(figures))
 
 
@@ -71,7 +75,7 @@ def measured(what: str, vectors_ND: Vectors) -> dict[str, Any]:
     queries_QD, kept_MD = vectors_ND[order[:num_queries]], vectors_ND[order[num_queries:]]
     exact = figures_of(lambda some: nearest(kept_MD, some, TOP), queries_QD, None)
     truth = exact.pop("hits")
-    rows = {"exact": exact | {"build_s": 0.0, "graph_bytes": 0}}
+    rows: dict[str, dict[str, Any]] = {"exact": exact | {"build_s": 0.0, "graph_bytes": 0}}
     for name, dtype in (("graph", "f16"), ("graph f32", "f32"), ("graph i8", "i8")):
         started = time.perf_counter()
         graph = new_graph(kept_MD.shape[1], dtype=dtype)
@@ -85,7 +89,7 @@ def measured(what: str, vectors_ND: Vectors) -> dict[str, Any]:
             rows[way] = figures_of(search, queries_QD, truth) | built
             del rows[way]["hits"]
     show(f"{len(kept_MD):,} vectors {what}, {num_queries:,} queries", rows)
-    return {"num_vectors": len(kept_MD), "num_queries": num_queries, "ways": rows}
+    return {"what": what, "num_vectors": len(kept_MD), "num_queries": num_queries, "ways": rows}
 
 
 def in_its_own_order(graph: Any, queries_QD: Vectors) -> list[Hits]:
@@ -131,6 +135,23 @@ def recall(hits: Sequence[Hits], truth: Sequence[Hits], top: int) -> float:
         wanted = {row for row, _ in true[:top]}
         shares.append(len(wanted & {row for row, _ in found[:top]}) / len(wanted))
     return float(np.mean(shares))
+
+
+def table(sets: Iterable[Mapping[str, Any]]) -> str:
+    """Markdown: exact search and the graph as it is used."""
+    costs = ("build_s", "queries_per_s", "milliseconds_one_query")
+    cells = [
+        [
+            f"{one['num_vectors']:,} {one['what']}",
+            way,
+            *(one["ways"][way][key] for key in costs),
+            *(f"{one['ways'][way][f'recall_at_{top}']:.4f}" for top in (1, TOP)),
+        ]
+        for one in sets
+        for way in ("exact", "graph")
+    ]
+    headings = ("", "build s", "queries/s", "ms, one alone", "nearest found", f"of {TOP} nearest")
+    return markdown(["vectors", *headings], cells)
 
 
 def show(title: str, rows: dict[str, dict[str, Any]]) -> None:
