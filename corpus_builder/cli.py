@@ -13,7 +13,6 @@ from typing import Any
 from corpus_builder.errors import UserFacingError
 
 _EXAMPLES = """\
-examples:
   corpus-builder plan configs/corpus/demo.yaml          what would be compiled, without compiling
   corpus-builder build configs/corpus/demo.yaml         compile it into runs/demo/corpus
   corpus-builder stats runs/demo/corpus                 sizes per project and variant, failures by cause
@@ -41,12 +40,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
+class _Parser(argparse.ArgumentParser):
+    """Its help, and that of its commands, ends with the examples that begin as it is called."""
+
+    def __init__(self, *, prog: str = "", **settings: Any) -> None:
+        lines = [line for line in _EXAMPLES.splitlines() if f"{line} ".startswith(f"  {prog} ")]
+        settings["formatter_class"] = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=prog, epilog="\n".join(["examples:", *lines]), **settings)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="corpus-builder",
         description="Cross-compiles C codebases into shards: one C function seen through every compiler.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     json_option = argparse.ArgumentParser(add_help=False)
@@ -94,10 +100,11 @@ def _parser() -> argparse.ArgumentParser:
 def _plan(arguments: argparse.Namespace) -> int:
     from corpus_builder.config import CorpusConfig, load_config
     from corpus_builder.plan import plan_build
-    from corpus_builder.terminal import console, print_json, print_plan
+    from corpus_builder.terminal import BuildProgress, console, print_json, print_plan
 
     config = load_config(CorpusConfig, arguments.config, arguments.set)
-    plan = plan_build(config)
+    with BuildProgress(console(stderr=True)) as progress:
+        plan = plan_build(config, progress)
     if arguments.json:
         print_json(plan.summary(config))
     else:

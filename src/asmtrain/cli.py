@@ -20,19 +20,27 @@ from asmtrain.cli_eval import add_eval
 from asmtrain.cli_search import add_embed, add_index, add_serve
 from asmtrain.errors import UserFacingError
 
-_EXAMPLES = """examples:
-  asmtrain train configs/train/codellama-7b.yaml --dry-run
-  launch/train.sh configs/train/demo.yaml
+_EXAMPLES = """\
+  asmtrain train configs/train/demo.yaml                     on this process alone
+  asmtrain train configs/train/codellama-7b.yaml --dry-run   parameters, memory and steps
+  asmtrain train configs/train/demo.yaml --set stages.pretrain.steps=50
   asmtrain export runs/demo/train --output runs/demo/export
   asmtrain eval retrieval --model runs/demo/export/embedding --corpus runs/demo/corpus --output runs/demo/eval
+  asmtrain eval retrieval --model ours=FOLDER --model theirs=my_module:embed --corpus CORPUS --output OUT
+  asmtrain eval probe --model runs/demo/export/embedding --corpus runs/demo/corpus --output OUT
+  asmtrain eval cve --model FOLDER --before runs/cve/before --after runs/cve/after --output runs/cve/eval
+  asmtrain eval completion --model runs/demo/export/merged --corpus runs/demo/corpus --output OUT
   asmtrain eval leaks runs/demo/corpus
-  asmtrain embed /usr/bin/sed --output vectors
-  asmtrain index build runs/demo/corpus --model runs/demo/export/embedding --output runs/demo/index
+  asmtrain embed /usr/bin/sed firmware/*.so --output vectors
+  asmtrain index build runs/demo/corpus --output runs/demo/index
+  asmtrain index add runs/demo/index /usr/lib/x86_64-linux-gnu/libz.so.1
+  asmtrain index info runs/demo/index
   asmtrain index search runs/demo/index library.so --function parse_header
+  asmtrain index search runs/demo/index firmware/*.so --top 1 --isa aarch64 --json
   asmtrain serve runs/demo/index
   asmtrain report runs/demo/train --evaluation runs/demo/eval
   asmtrain doctor
-  srun asmtrain doctor --cluster --config configs/train/codellama-7b.yaml
+  asmtrain doctor --cluster --config configs/train/codellama-7b.yaml   on every rank: srun, before it
   asmtrain selfcheck resume configs/train/demo.yaml"""
 
 
@@ -52,12 +60,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
+class _Parser(argparse.ArgumentParser):
+    """Its help, and that of its commands, ends with the examples that begin as it is called."""
+
+    def __init__(self, *, prog: str = "", **settings: Any) -> None:
+        lines = [line for line in _EXAMPLES.splitlines() if f"{line} ".startswith(f"  {prog} ")]
+        settings["formatter_class"] = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=prog, epilog="\n".join(["examples:", *lines]), **settings)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="asmtrain",
-        description="Train, export, evaluate and search with models of assembly.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = _Parser(
+        prog="asmtrain", description="Train, export, evaluate and search with models of assembly."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (

@@ -177,8 +177,7 @@ def run_search(
         queries = [answer(item, hits) for item, hits in zip(asked, found, strict=True)]
         print(json.dumps({"index": str(index), "exact": exact, "queries": queries}, indent=1))
     else:
-        for item, hits in zip(asked, found, strict=True):
-            terminal.console().print(_table(item, hits))
+        terminal.console().print(_table(asked, found))
     for failure in failed:
         print(f"error: {failure.line()}", file=sys.stderr)
     return 2 if failed else 0
@@ -226,17 +225,23 @@ def chosen(asked: Sequence[Asked], name: str) -> list[Asked]:
     return named
 
 
-def _table(asked: Asked, neighbours: Sequence[Neighbour]) -> Table:
-    function = asked.function
-    where = f"{asked.file}({function.member})" if function.member else asked.file
-    title = terminal.plain(f"Nearest to {function.name} ({function.isa}) of {where}")
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+def _table(asked: Sequence[Asked], found: Sequence[Sequence[Neighbour]]) -> Table:
+    """A line a neighbour; what was asked for stands at the first, its file where there are several."""
+    has_several = len({item.file for item in asked}) > 1
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("asked", overflow="fold")
     table.add_column("", justify="right")
     table.add_column("similarity", justify="right")
     for heading in ("project", "file", "function", "variant"):
         table.add_column(heading, overflow="fold")
-    for rank, near in enumerate(neighbours, 1):
-        entry = near.entry
-        texts = map(terminal.plain, (entry.project, entry.file, entry.name, entry.variant))
-        table.add_row(str(rank), f"{near.similarity:.3f}", *texts)
+    for item, neighbours in zip(asked, found, strict=True):
+        where = f"{item.file}({item.function.member})" if item.function.member else item.file
+        name = terminal.plain(f"{where}: {item.function.name}" if has_several else item.function.name)
+        for rank, near in enumerate(neighbours, 1):
+            entry = near.entry
+            texts = map(terminal.plain, (entry.project, entry.file, entry.name, entry.variant))
+            own = name if rank == 1 else ""
+            table.add_row(
+                own, str(rank), f"{near.similarity:.3f}", *texts, end_section=rank == len(neighbours)
+            )
     return table

@@ -97,8 +97,9 @@ def test_everything_lies_where_the_readme_says(demo: tuple[Path, str]) -> None:
 
 
 def test_text_and_object_have_the_same_neighbours(demo: tuple[Path, str]) -> None:
-    answers = re.split(rf"Nearest to {QUERY} ", demo[1])[1:]
-    by_text, by_object = (re.findall(r"^ [1-5] +0\.\d+ .*$", answer, re.MULTILINE) for answer in answers)
+    answers = re.split(rf"^ {QUERY} ", demo[1], flags=re.MULTILINE)[1:]
+    row = re.compile(r"^ +([1-5] +[01]\.\d{3} .*)$", re.MULTILINE)
+    by_text, by_object = (row.findall(answer) for answer in answers)
     assert len(by_text) == 5
     assert by_text == by_object
 

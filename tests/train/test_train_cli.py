@@ -137,6 +137,22 @@ def test_help_answers_at_once() -> None:
         assert f" {heavy}\n" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("train", "export", "embed", "serve", "report", "doctor", "selfcheck resume"),
+        *("eval retrieval", "eval probe", "eval cve", "eval leaks", "eval completion"),
+        *("index build", "index add", "index info", "index search"),
+    ],
+)
+def test_help_of_a_command_shows_how_it_is_called(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([*command.split(), "--help"])
+    shown = capsys.readouterr().out.partition("examples:\n")[2].splitlines()
+    assert shown
+    assert all(line.startswith(f"  asmtrain {command} ") or line == f"  asmtrain {command}" for line in shown)
+
+
 # Mistakes: one line with its remedy, exit code 2
 
 
