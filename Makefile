@@ -22,8 +22,9 @@ $(VENV)/.installed: pyproject.toml launch/setup.sh
 demo: setup
 	launch/demo.sh
 
+# Two at a time, each file by one: tests wait for ranks, nodes and builds as much as they compute.
 test: setup
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 torture: setup
 	$(BIN)/pytest -m slow -s tests/cluster

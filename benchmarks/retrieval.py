@@ -10,6 +10,7 @@ build` of configs/corpus/debian.yaml, search.yaml and unseen.yaml; `--kept` tell
 """
 
 import argparse
+import datetime
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,9 +27,12 @@ TRAINED_ON = Path("runs/debian/corpus")
 ASKED = {
     "debian": ("*",),
     "search": ("XO mixed*",),
-    "unseen": ("XO O0O3*", "XO mixed*", "XA+XO*", "XM*"),
+    "unseen": ("XO O0O3* aarch64", "XO mixed aarch64", "XA+XO*", "XM*"),
 }
 """Corpora, as their configs call them, and the lanes that are asked of each, in both views."""
+
+KEPT = ("settings", "models", "lanes", "date")
+"""What results/retrieval.json says of each corpus beside the rows."""
 
 NAMES = {
     "random": "random",
@@ -81,7 +85,9 @@ def main() -> None:
         if not arguments.kept:
             views = ("default", "masked")
             retrieval.run(models, corpus, output, trained_on=TRAINED_ON, views=views, lanes=asked)
-        results[name] = json.loads((output / "retrieval.json").read_bytes())
+        path = output / "retrieval.json"
+        results[name] = json.loads(path.read_bytes())
+        results[name]["date"] = datetime.date.fromtimestamp(path.stat().st_mtime).isoformat()
     rows = [
         {"corpus": name, **row}
         for name, result in results.items()
@@ -93,8 +99,7 @@ def main() -> None:
     tables |= {f"large-{view}": table(lanes, view, ["search", "unseen"]) for view in ("default", "masked")}
     print(headlines(lanes), *tables.values(), sep="\n")
     if arguments.save:
-        kept = ("settings", "models", "lanes")
-        parts = {name: {key: result[key] for key in kept} for name, result in results.items()}
+        parts = {name: {key: result[key] for key in KEPT} for name, result in results.items()}
         save("retrieval", {"parts": parts, "retrieval": rows})
         draw(pictured(rows, "debian"), PICTURES)
         draw(pictured(rows, "unseen"), PICTURES / "unseen")

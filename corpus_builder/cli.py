@@ -55,14 +55,14 @@ def _parser() -> argparse.ArgumentParser:
         description="Cross-compiles C codebases into shards: one C function seen through every compiler.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    json_option = argparse.ArgumentParser(add_help=False)
+    json_option = _Parser(add_help=False)
     json_option.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    config_options = argparse.ArgumentParser(add_help=False)
+    config_options = _Parser(add_help=False)
     config_options.add_argument("config", type=Path, help="corpus config, such as configs/corpus/demo.yaml")
     config_options.add_argument(
         "--set", action="append", default=[], metavar="A.B=C", help="override one key of the config"
     )
-    corpus_option = argparse.ArgumentParser(add_help=False)
+    corpus_option = _Parser(add_help=False)
     corpus_option.add_argument("corpus", help="folder or URL of a built corpus, with its index.json")
 
     plan = commands.add_parser("plan", parents=[config_options, json_option], help="say what would be built")

@@ -226,17 +226,18 @@ def chosen(asked: Sequence[Asked], name: str) -> list[Asked]:
 
 
 def _table(asked: Sequence[Asked], found: Sequence[Sequence[Neighbour]]) -> Table:
-    """A line a neighbour; what was asked for stands at the first, its file where there are several."""
-    has_several = len({item.file for item in asked}) > 1
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    """A line a neighbour; what was asked for stands at the first, with its file where there are several."""
+    files = list(dict.fromkeys(item.file for item in asked))
+    title = terminal.plain(f"Nearest to functions of {files[0]}") if len(files) == 1 else None
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("asked", overflow="fold")
     table.add_column("", justify="right")
     table.add_column("similarity", justify="right")
     for heading in ("project", "file", "function", "variant"):
         table.add_column(heading, overflow="fold")
     for item, neighbours in zip(asked, found, strict=True):
-        where = f"{item.file}({item.function.member})" if item.function.member else item.file
-        name = terminal.plain(f"{where}: {item.function.name}" if has_several else item.function.name)
+        places = ([item.file] if len(files) > 1 else []) + [item.function.member, item.function.name]
+        name = terminal.plain(": ".join(filter(None, places)))
         for rank, near in enumerate(neighbours, 1):
             entry = near.entry
             texts = map(terminal.plain, (entry.project, entry.file, entry.name, entry.variant))
