@@ -5,7 +5,7 @@ growing numbers, and an index's own. A tenth, 1,000 at most, are taken out and a
 `asmtrain index search` does: float16, four candidates a result, cosines computed anew; beside it other
 precisions, and the graph's own order without that. All by all cores, one batch; and one query at a time.
 Prints tables, and as its last line one JSON object; `--save` keeps it in results/search.json, and the rows of
-`exact` and `graph` in docs/search.md. Half an hour at the default sizes on two cores.
+`exact` and `graph` in docs/search.md. Ten minutes at the default sizes on two cores.
 
     python benchmarks/search.py [--index runs/demo/index] [--sizes 10000 100000 1000000] [--save]
 """
