@@ -12,7 +12,7 @@ build` of configs/corpus/debian.yaml, search.yaml and unseen.yaml; `--kept` tell
 import argparse
 import datetime
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ def main() -> None:
     lanes = by_lane(rows)
     tables = {f"lanes-{view}": table(lanes, view, ["debian"]) for view in ("default", "masked")}
     tables |= {f"large-{view}": table(lanes, view, ["search", "unseen"]) for view in ("default", "masked")}
-    print(headlines(lanes), *tables.values(), sep="\n")
+    print(headlines(lanes), *tables.values(), beaten(lanes), sep="\n")
     if arguments.save:
         parts = {name: {key: result[key] for key in KEPT} for name, result in results.items()}
         save("retrieval", {"parts": parts, "retrieval": rows})
@@ -120,6 +120,22 @@ def by_lane(rows: Sequence[Row]) -> Lanes:
 def largest(lanes: Lanes, *lane: str, most: int) -> Mapping[str, Row]:
     """The rows of a lane (corpus, view, task, ISA) at its largest pool of at most so many."""
     return lanes[*lane, max(key[-1] for key in lanes if key[:-1] == lane and key[-1] <= most)]
+
+
+def beaten(lanes: Lanes) -> str:
+    """On how many lanes and pools the shipped model finds more than others."""
+    biggest = {key[:-1]: key for key in sorted(lanes, key=lambda key: key[-1])}.values()
+    baselines = [name for name in NAMES if not name.startswith("asmtrain")]
+
+    def count(keys: Iterable[Any], others: Sequence[str]) -> int:
+        found = ({name: row["recall_at_1"] for name, row in lanes[key].items()} for key in keys)
+        return sum(one["asmtrain"] > max(one[name] for name in others) for one in found)
+
+    return (
+        f"more than combo in {count(lanes, ['combo'])} of {len(lanes)} lanes and pools; at the largest pool "
+        f"more than the bag in {count(biggest, ['bag'])}, than any baseline in {count(biggest, baselines)} "
+        f"of {len(biggest)} lanes"
+    )
 
 
 def headlines(lanes: Lanes) -> str:
